@@ -1,0 +1,53 @@
+"""Tables, the functions that build and transform them, the executor, and denoisers."""
+
+from . import exact, guidance
+from .ddim import ddim, ddpm
+from .deis import deis, ipndm
+from .denoiser import denoiser
+from .diffusers_model import from_diffusers, from_diffusers_config
+from .dpm import adams, dpm, dpm_singlestep, sde_dpm
+from .executor import Denoiser, State, advance, initial, sample
+from .pndm import pndm
+from .registry import Solver, build, build_within, solver, solvers
+from .runge_kutta import dpm2, heun, rho_rk
+from .sa import sa
+from .streams import noise
+from .tableau import Expanded, Tableau
+from .trace import trace
+from .unipc import unipc
+
+__all__ = [
+    "Denoiser",
+    "Expanded",
+    "Solver",
+    "State",
+    "Tableau",
+    "adams",
+    "advance",
+    "build",
+    "build_within",
+    "ddim",
+    "ddpm",
+    "deis",
+    "denoiser",
+    "dpm",
+    "dpm2",
+    "dpm_singlestep",
+    "exact",
+    "from_diffusers",
+    "from_diffusers_config",
+    "guidance",
+    "heun",
+    "initial",
+    "ipndm",
+    "noise",
+    "pndm",
+    "rho_rk",
+    "sa",
+    "sample",
+    "sde_dpm",
+    "solver",
+    "solvers",
+    "trace",
+    "unipc",
+]

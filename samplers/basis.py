@@ -1,0 +1,46 @@
+"""Prediction types as affine maps of (x, x0), and the exact change between them."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float = NDArray[np.float64]
+Basis = Literal["x0", "eps", "v", "flow"]
+BASES: tuple[Basis, ...] = get_args(Basis)
+
+
+def affine(basis: Basis, alpha: ArrayLike, sigma: ArrayLike) -> tuple[Float, Float]:
+    """Coefficients (p, q) of m = p x + q x0, where x = alpha x0 + sigma eps.
+
+    eps = (x - alpha x0) / sigma;  v = alpha eps - sigma x0 (Salimans and Ho 2022);
+    flow = eps - x0.
+    """
+    a, s = np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
+    match basis:
+        case "x0":
+            return np.zeros_like(a), np.ones_like(a)
+        case "eps":
+            return 1 / s, -a / s
+        case "v":
+            return a / s, -(a**2 + s**2) / s
+        case "flow":
+            return 1 / s, -(a + s) / s
+    raise ValueError(f"unknown prediction {basis!r}; choose one of {', '.join(BASES)}")
+
+
+def convert(source: Basis, target: Basis, alpha: Float, sigma: Float) -> tuple[Float, Float]:
+    """Coefficients (P, Q) of m_source = P x + Q m_target at each node.
+
+    Raises ValueError where the target says nothing about x0 (eps at alpha = 0).
+    """
+    p1, q1 = affine(source, alpha, sigma)
+    p2, q2 = affine(target, alpha, sigma)
+    if (q2 == 0).any():
+        raise ValueError(
+            f"node {int((q2 == 0).argmax())} has alpha = 0, where a prediction of {target} says "
+            f"nothing about x0; use the x0, v or flow basis"
+        )
+    return p1 - q1 * p2 / q2, q1 / q2

@@ -1,0 +1,125 @@
+"""From a network to a denoiser (x, node) -> x0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schedules import Schedule
+from ..schedules.grid import Node
+from .basis import affine
+
+# What the network returns: a basis of tableaux, or the F of Karras et al. 2022.
+Prediction = Literal["x0", "eps", "v", "flow", "edm"]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+
+
+class Call(NamedTuple):
+    """One evaluation: out = network(scale_in x, label), x0 = x_factor x + out_factor out."""
+
+    scale_in: float
+    label: float
+    x_factor: float
+    out_factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkDenoiser:
+    """A network as a denoiser; made by `denoiser`."""
+
+    network: Callable[..., Any]
+    schedule: Schedule
+    prediction: Prediction = "eps"
+    sigma_data: float = 0.5
+    dtype: torch.dtype | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}"
+            )
+        # Nodes are few and used for every batch: the scalars of a call are computed once.
+        object.__setattr__(self, "_call", lru_cache(maxsize=4096)(self._call_at))
+
+    def _call_at(self, node: Node) -> Call:
+        return call_at(node, self.schedule, self.prediction, self.sigma_data)
+
+    def __call__(self, x: Tensor, node: Node) -> Tensor:
+        """Predict clean data, in the dtype of x."""
+        call: Call = self._call(node)  # type: ignore[attr-defined]
+        inputs = x if call.scale_in == 1 else x * call.scale_in
+        if self.dtype is not None:
+            inputs = inputs.to(self.dtype)
+        # Filled on the device: no copy, no synchronisation; float labels are never rounded.
+        label = (
+            call.label.to(x.device, torch.float32)
+            if isinstance(call.label, Tensor)
+            else torch.full((len(x),), call.label, dtype=torch.float32, device=x.device)
+        )
+        out = self.network(inputs, label, **self.kwargs)
+        out = getattr(out, "sample", out)
+        if out.shape[1:2] != x.shape[1:2]:
+            # Networks that learn their variance return it behind the prediction.
+            out = out[:, : x.shape[1]]
+        out = out.to(x.dtype)
+        if call.x_factor == 0 and call.out_factor == 1:
+            return out
+        return torch.add(x * call.x_factor, out, alpha=call.out_factor)
+
+
+def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: float) -> Call:
+    """The scalars of one network call at a node.
+
+    The state alpha x0 + sigma eps of the node is first scaled to the network's own schedule at the
+    same lam, so that a grid in any form can drive any network. Then x0 solves out = p x + q x0 (see
+    `affine`), or for "edm" x0 = c_skip x + c_out F(c_in x) with the preconditioning of Karras et
+    al. 2022, table 1, on the noise-to-signal ratio.
+    """
+    own = node.schedule is None or node.schedule is schedule
+    if own:
+        alpha, sigma, label, scale = node.alpha, node.sigma, node.label, 1.0
+    else:
+        time = schedule.time(node.lam)
+        alpha, sigma, label = (float(f(time)) for f in (schedule.alpha, schedule.sigma, schedule.label))
+        scale = sigma / node.sigma
+    if prediction == "edm":
+        # In x / alpha = x0 + nsr eps.
+        nsr = sigma / alpha
+        total = np.hypot(nsr, sigma_data)
+        c_skip, c_out = (sigma_data / total) ** 2, nsr * sigma_data / total
+        unit = scale / alpha
+        return Call(float(unit / total), label, float(c_skip * unit), float(c_out))
+    p, q = (float(c) for c in affine(prediction, alpha, sigma))
+    if q == 0:
+        raise ValueError(
+            f"node {node.index} is pure noise (alpha = 0), where a network that predicts {prediction} "
+            f"says nothing about x0: use a v or flow network, or start the grid below pure noise"
+        )
+    return Call(scale, label, -p / q * scale, 1 / q)
+
+
+def denoiser(
+    network: Callable[..., Any],
+    schedule: Schedule,
+    prediction: Prediction = "eps",
+    *,
+    sigma_data: float = 0.5,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> NetworkDenoiser:
+    """A denoiser (x, node) -> x0 from a network.
+
+    `network(x, label, **kwargs)` gets x in the scale of its own `schedule`, a float32 label per
+    sample, and `kwargs` (labels, text embeddings, ..); it returns a tensor or an object with
+    `.sample`. `prediction` is what it returns: "eps", "x0", "v" (alpha eps - sigma x0), "flow"
+    (eps - x0), or "edm" (the F of Karras et al. 2022, with `sigma_data`). `dtype` is that of the
+    network's input; x0 comes back in the dtype of x.
+    """
+    return NetworkDenoiser(network, schedule, prediction, sigma_data, dtype, kwargs)

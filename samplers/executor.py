@@ -1,0 +1,221 @@
+"""The one executor: a step is one weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schedules.grid import Node
+from .program import Coefficient, Step
+from .streams import standard_normal
+from .tableau import Tableau
+
+# Any callable that predicts clean data from a state and its node, like-shaped.
+Denoiser = Callable[[Tensor, Node], Tensor]
+StateHook = Callable[[Tensor, Node], Tensor]
+TimeMap = Callable[[Tensor, Node], Node]
+NoiseSource = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """A run between two steps, as a value: nothing else is needed to go on.
+
+    `x` [B, ...] is the state at node `step`; `outputs` and `noises` are those that later rows still
+    use, like-shaped, and `live` and `live_noises` say which they are; `seeds` are the random streams,
+    one per sample (empty for a deterministic table).
+    """
+
+    x: Tensor
+    step: int = 0
+    outputs: tuple[Tensor, ...] = ()
+    noises: tuple[Tensor, ...] = ()
+    live: tuple[int, ...] = ()
+    live_noises: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    def take(self, index: Sequence[int]) -> State:
+        """The samples `index`, in that order and possibly repeated, each with its own stream."""
+        rows = torch.as_tensor(index, device=self.x.device)
+        return replace(
+            self,
+            x=self.x[rows],
+            outputs=tuple(m[rows] for m in self.outputs),
+            noises=tuple(z[rows] for z in self.noises),
+            seeds=tuple(self.seeds[i] for i in index) if self.seeds else (),
+        )
+
+    def repeat(self, n: int) -> State:
+        """Every sample n times in a row; copies share a stream until `reseed` parts them."""
+        return self.take([i for i in range(len(self.x)) for _ in range(n)])
+
+    def reseed(self, seeds: Sequence[int]) -> State:
+        """The same state with other streams for the noise still to be drawn."""
+        if len(seeds) != len(self.x):
+            raise ValueError(f"{len(seeds)} seeds for a batch of {len(self.x)}")
+        return replace(self, seeds=tuple(int(seed) for seed in seeds))
+
+
+def initial(table: Tableau, x: Tensor, seeds: Sequence[int] | None = None) -> State:
+    """The state before the first step: x [B, ...] at node 0, kept in float32 at least.
+
+    `seeds` are for tables that draw noise, one per sample; None takes them from torch's global
+    generator, so that `torch.manual_seed` decides.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"the state must be a floating-point tensor, got {x.dtype}")
+    state = State(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+    if not table.stochastic:
+        return state
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (len(x),)).tolist()
+    return state.reseed(seeds)
+
+
+def advance(
+    state: State,
+    denoiser: Denoiser,
+    table: Tableau,
+    steps: int = 1,
+    *,
+    time_map: TimeMap | None = None,
+    on_state: StateHook | None = None,
+    callback: Callable[[State, Tensor | None], Any] | None = None,
+    noise: NoiseSource | None = None,
+) -> State:
+    """Run `steps` rows of the table (fewer at its end) and return the new state.
+
+    Hooks are those of `sample`.
+    """
+    x, outputs, noises, n = state.x, state.outputs, state.noises, state.step
+    rows = table.steps
+    before = rows[n - 1] if n else None
+    if before is not None and (before.live, before.live_noise) != (state.live, state.live_noises):
+        raise ValueError(
+            f"the state holds outputs {state.live} at step {n}, {table!r} needs {before.live} there: "
+            f"it comes from another table"
+        )
+    for row in rows[n : n + steps]:
+        x0 = None
+        if row.call:
+            x0 = denoiser(x, row.node if time_map is None else time_map(x, row.node))
+            if x0.dtype != x.dtype:
+                x0 = x0.to(x.dtype)
+            if x0.shape != x.shape:
+                raise ValueError(
+                    f"the denoiser returned shape {tuple(x0.shape)} for a state {tuple(x.shape)}"
+                )
+            outputs = (*outputs, to_basis(row, x, x0))
+        if row.draws:
+            k = row.node.index
+            z = noise(k, x) if noise is not None else standard_normal(state.seeds, k, x)
+            noises = (*noises, z)
+        x = combine(row, x, outputs, noises)
+        outputs = tuple([outputs[i] for i in row.keep])
+        noises = tuple([noises[i] for i in row.keep_noise])
+        n += 1
+        if on_state is not None and not table.grid.stage[n]:
+            x = on_state(x, table.grid.nodes[n])
+        if callback is not None:
+            callback(
+                State(x, n, outputs, noises, row.live, row.live_noise, state.seeds), x0
+            )
+    if n == state.step:
+        return state
+    last = rows[n - 1]
+    return State(x, n, outputs, noises, last.live, last.live_noise, state.seeds)
+
+
+def to_basis(row: Step, x: Tensor, x0: Tensor) -> Tensor:
+    """The output in the table's basis, m = p x + q x0."""
+    if row.to_basis is None:
+        return x0
+    p, q = row.to_basis
+    return torch.add(x * p, x0, alpha=q)
+
+
+def combine(
+    row: Step, x: Tensor, outputs: tuple[Tensor, ...], noises: tuple[Tensor, ...]
+) -> Tensor:
+    """carry x + sum weights m + sum noise z, as one new tensor."""
+    total = scaled(x, row.carry)
+    for i, weight in row.weights:
+        total = accumulate(total, outputs[i], weight)
+    for i, weight in row.noise:
+        total = accumulate(total, noises[i], weight)
+    return total
+
+
+def scaled(x: Tensor, factor: Coefficient) -> Tensor:
+    """Factor x, in the dtype of x."""
+    return x * (factor if isinstance(factor, float) else factor.to(x))
+
+
+def accumulate(total: Tensor, term: Tensor, weight: Coefficient) -> Tensor:
+    """Total + weight term; `total` is ours alone, so scalars add in place."""
+    if isinstance(weight, float):
+        return total.add_(term, alpha=weight)
+    return total + term * weight.to(total)
+
+
+def sample(
+    denoiser: Denoiser,
+    table: Tableau,
+    x: Tensor,
+    *,
+    seeds: Sequence[int] | None = None,
+    start: StateHook | None = None,
+    time_map: TimeMap | None = None,
+    on_state: StateHook | None = None,
+    callback: Callable[[State, Tensor | None], Any] | None = None,
+    noise: NoiseSource | None = None,
+) -> Tensor:
+    """Sample: run a whole table from x, a state at node 0, and return the final state.
+
+    x[n+1] = carry[n] x[n] + sum_k weights[n,k] m[k] + sum_k noise[n,k] z[k], with
+    m[n] = denoiser(x[n], node n) brought into the table's basis.
+
+    Parameters
+    ----------
+    denoiser
+        Any callable (x, node) -> x0, like-shaped; see `denoiser`.
+    table
+        The sampler; see `build`.
+    x
+        The state at node 0, [B, ...]; see `noise`. float16 and bfloat16 are raised to float32, and
+        outputs of any dtype are brought to the state's.
+    seeds
+        One random stream per sample, for tables that draw noise (see `initial`).
+    start
+        (x, node 0) -> x, applied once before the first step.
+    time_map
+        (x, node) -> node that the denoiser is given instead.
+    on_state
+        (x, node) -> x, applied to every new state that is not a stage inside a step.
+    callback
+        Called as callback(state, x0) after every row; x0 is None where no network was asked.
+    noise
+        (k, x) -> z[k] like x, instead of the streams.
+
+    Returns
+    -------
+    Tensor
+        The state at the last node. Gradients flow to x, the denoiser and a table of tensors.
+    """
+    state = initial(table, x, seeds if noise is None else [0] * len(x))
+    if start is not None:
+        state = replace(state, x=start(state.x, table.grid.nodes[0]))
+    return advance(
+        state,
+        denoiser,
+        table,
+        table.grid.nfe,
+        time_map=time_map,
+        on_state=on_state,
+        callback=callback,
+        noise=noise,
+    ).x

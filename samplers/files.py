@@ -1,0 +1,121 @@
+"""Tableaux as JSON: schema `fewstep.tableau`, version 1."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..schedules import Grid
+from .basis import Float
+
+if TYPE_CHECKING:
+    from .tableau import Tableau
+
+FORMAT = "fewstep.tableau"
+VERSION = 1
+
+
+def number(value: float) -> float | str:
+    """JSON has no infinities; they are written as strings that float() reads."""
+    return value if math.isfinite(value) else str(value)
+
+
+def to_dict(table: Tableau) -> dict[str, Any]:
+    """The table as plain JSON values; triangles as ragged rows, all-zero noise left out."""
+    triangles = {"weights": table.weights, "noise": table.noise}
+    if any(np.ndim(triangle) != 2 for triangle in triangles.values()):
+        raise ValueError(f"tableau {table.name}: only scalar coefficients can be saved as JSON")
+    grid = table.grid
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": table.name,
+        "basis": table.basis,
+        "grid": {
+            "time": grid.time.tolist(),
+            "alpha": grid.alpha.tolist(),
+            "sigma": grid.sigma.tolist(),
+            "lam": [number(v) for v in grid.lam.tolist()],
+            "label": [number(v) for v in grid.label.tolist()],
+        },
+        "carry": table.carry.tolist(),
+    }
+    if grid.stage.any():
+        data["grid"]["stage"] = grid.stage.tolist()
+    for key, triangle in triangles.items():
+        if key == "weights" or triangle.any():
+            data[key] = [row[: n + 1].tolist() for n, row in enumerate(triangle)]
+    if table.meta:
+        data["meta"] = dict(table.meta)
+    return data
+
+
+def from_dict(data: Any, where: str) -> dict[str, Any]:
+    """The arguments of `Tableau` from JSON values; ValueError names the field and the row."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"{where}: not a tableau file (no \"format\": \"{FORMAT}\")")
+    if data.get("version") != VERSION:
+        raise ValueError(
+            f"{where}: schema version {data.get('version')!r}; this fewstep reads version {VERSION}"
+        )
+    missing = [key for key in ("name", "basis", "grid", "carry", "weights") if key not in data]
+    missing += [
+        f"grid.{key}"
+        for key in ("time", "alpha", "sigma", "lam", "label")
+        if key not in data.get("grid", {})
+    ]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    try:
+        grid = Grid(**{key: np.array(value, float) for key, value in data["grid"].items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    try:
+        carry = np.array(data["carry"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: carry must be a list of numbers ({error})") from error
+    return {
+        "grid": grid,
+        "carry": carry,
+        "weights": triangle(data["weights"], grid.nfe, f"{where}: weights"),
+        "noise": triangle(data["noise"], grid.nfe, f"{where}: noise") if "noise" in data else None,
+        "basis": data["basis"],
+        "name": data["name"],
+        "meta": data.get("meta", {}),
+    }
+
+
+def triangle(rows: Any, n: int, where: str) -> Float:
+    """A square array from n ragged rows of lengths 1..n."""
+    if not isinstance(rows, list) or len(rows) != n:
+        raise ValueError(f"{where}: expected {n} rows, one per step of the grid")
+    square = np.zeros((n, n))
+    for k, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != k + 1:
+            raise ValueError(f"{where}: row {k} must be a list of {k + 1} numbers (lower triangular)")
+        try:
+            square[k, : k + 1] = row
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: row {k} must hold numbers only") from error
+    return square
+
+
+def write(data: dict[str, Any], path: Path) -> None:
+    """Write JSON so that an interruption leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, allow_nan=False, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read(path: Path) -> Any:
+    """Parse JSON; ValueError names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error

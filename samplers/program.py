@@ -1,0 +1,113 @@
+"""A tableau compiled for the executor: per row, the few terms that are not zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schedules.grid import Node
+from .basis import Basis, affine
+
+# A scalar, or a tensor that broadcasts against the state.
+Coefficient = float | Tensor
+
+
+class Step(NamedTuple):
+    """One row: what to evaluate, what to draw, what to sum, what to keep.
+
+    The outputs at hand are those still live from before, then this row's own if `call`; `weights`
+    pairs positions in that list with coefficients, `keep` lists the positions that stay live, and
+    `live` names the outputs behind them. Noises likewise. (p, q) turns x0 into the table's basis:
+    m = p x + q x0, None for the x0 basis.
+    """
+
+    node: Node
+    call: bool
+    to_basis: tuple[float, float] | None
+    draws: bool
+    carry: Coefficient
+    weights: tuple[tuple[int, Coefficient], ...]
+    noise: tuple[tuple[int, Coefficient], ...]
+    keep: tuple[int, ...]
+    keep_noise: tuple[int, ...]
+    live: tuple[int, ...]
+    live_noise: tuple[int, ...]
+
+
+class Terms(NamedTuple):
+    """The live entries of one triangle, row by row."""
+
+    fresh: list[bool]
+    pairs: list[tuple[tuple[int, Coefficient], ...]]
+    keep: list[tuple[int, ...]]
+    live: list[tuple[int, ...]]
+
+
+def coefficient(value: Any) -> Coefficient:
+    """A float for a scalar, a tensor for anything that broadcasts or carries a gradient."""
+    if isinstance(value, Tensor):
+        return value
+    return float(value) if np.ndim(value) == 0 else torch.from_numpy(np.array(value))
+
+
+def live_terms(triangle: Any) -> Terms:
+    """Find, for each row, which columns it uses and which are needed after it.
+
+    A learnable triangle (a tensor) uses its whole lower part: an entry that is zero today has a
+    gradient all the same.
+    """
+    n = len(triangle)
+    if isinstance(triangle, Tensor):
+        used = np.tri(n, dtype=bool)
+    else:
+        used = np.any(triangle.reshape(n, n, -1) != 0, axis=-1)
+    needed = used.any(0)
+    last = np.where(needed, n - 1 - used[::-1].argmax(0), -1)
+    terms = Terms([], [], [], [])
+    alive: tuple[int, ...] = ()
+    for row in range(n):
+        fresh = bool(needed[row])
+        at_hand = (*alive, row) if fresh else alive
+        keep = tuple(i for i, k in enumerate(at_hand) if last[k] > row)
+        terms.fresh.append(fresh)
+        terms.pairs.append(
+            tuple((i, coefficient(triangle[row, k])) for i, k in enumerate(at_hand) if used[row, k])
+        )
+        terms.keep.append(keep)
+        alive = tuple(at_hand[i] for i in keep)
+        terms.live.append(alive)
+    return terms
+
+
+def compile_steps(
+    nodes: Sequence[Node], carry: Any, weights: Any, noise: Any, basis: Basis
+) -> tuple[Step, ...]:
+    """Turn the arrays of a tableau into `Step`s; see `Tableau` for shapes."""
+    outputs, noises = live_terms(weights), live_terms(noise)
+    steps = []
+    for n, node in enumerate(nodes[:-1]):
+        call = outputs.fresh[n]
+        pq = None
+        if basis != "x0" and call:
+            p, q = affine(basis, node.alpha, node.sigma)
+            pq = (float(p), float(q))
+        steps.append(
+            Step(
+                node=node,
+                call=call,
+                to_basis=pq,
+                draws=noises.fresh[n],
+                carry=coefficient(carry[n]),
+                weights=outputs.pairs[n],
+                noise=noises.pairs[n],
+                keep=outputs.keep[n],
+                keep_noise=noises.keep[n],
+                live=outputs.live[n],
+                live_noise=noises.live[n],
+            )
+        )
+    return tuple(steps)

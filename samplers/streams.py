@@ -1,0 +1,48 @@
+"""Random streams: one per sample, addressed by (seed, draw), the same on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schedules import Grid
+
+
+def noise(
+    grid: Grid,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The state at node 0, sigma[0] z: [len(seeds), *shape], one torch stream per sample.
+
+    Sample i is `torch.randn(shape)` of a CPU generator seeded with seeds[i] (mod 2^32, as EDM does
+    it), drawn in float32: it depends neither on the batch nor on the device.
+    """
+    draws = [
+        torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed) % 2**32))
+        for seed in seeds
+    ]
+    if not draws:
+        return torch.empty((0, *shape), dtype=dtype, device=device)
+    return torch.stack(draws).to(device=device, dtype=dtype) * float(grid.sigma[0])
+
+
+def standard_normal(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
+    """z[draw] of the streams `seeds`, shaped, typed and placed as `like` [len(seeds), ...].
+
+    Counter-based (Philox keyed by seed and draw), so that a stream has no state: any draw can be
+    made at any time, on any split of the batch. Drawn in float32 on the CPU.
+    """
+    if len(seeds) != len(like):
+        raise ValueError(f"{len(seeds)} seeds for a batch of {len(like)}")
+    z = np.empty(tuple(like.shape), dtype=np.float32)
+    for row, seed in zip(z, seeds, strict=True):
+        bits = np.random.Philox(key=np.array([seed % 2**64, draw], dtype=np.uint64))
+        np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(z).to(device=like.device, dtype=like.dtype)

@@ -1,0 +1,163 @@
+"""The nodes of one run: where the network is asked, and where the sample ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .base import Float, Schedule
+from .edm import EDM
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One node of a grid, as a denoiser sees it: plain floats, and the node that follows.
+
+    `stage` and `schedule` are those of the grid; `next` is None on the last node.
+    """
+
+    index: int
+    time: float
+    alpha: float
+    sigma: float
+    lam: float
+    label: float
+    stage: bool
+    schedule: Schedule | None
+    next: Node | None
+
+    def __repr__(self) -> str:
+        return f"Node({self.index}, time={self.time:.6g}, alpha={self.alpha:.6g}, sigma={self.sigma:.6g})"
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """N + 1 nodes from noise to data, as a value; all arrays are float64 [N + 1] and read-only.
+
+    `time`, `alpha`, `sigma`, `lam` and `label` belong together: x_t = alpha x0 + sigma eps,
+    lam = log(alpha / sigma) (+inf where sigma is 0, -inf where alpha is 0), and `label` is what the
+    network is told. The last node is where the sample ends; no network is asked there.
+
+    `stage` marks nodes inside a step of a singlestep solver. They may repeat or go back in time;
+    all other nodes must have strictly rising lam, or ValueError names the offenders. `schedule` is
+    the law the nodes came from, for solvers that need points between them (None if unknown).
+    """
+
+    time: Float
+    alpha: Float
+    sigma: Float
+    lam: Float
+    label: Float
+    stage: NDArray[np.bool_] = None  # type: ignore[assignment]
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        size = np.shape(self.time)
+        if self.stage is None:
+            object.__setattr__(self, "stage", np.zeros(size, dtype=bool))
+        for field in fields(self)[:6]:
+            value = np.array(getattr(self, field.name), dtype=bool if field.name == "stage" else float)
+            value.flags.writeable = False
+            object.__setattr__(self, field.name, value)
+            if value.shape != size or value.ndim != 1:
+                raise ValueError(f"grid: {field.name} has shape {value.shape}, time has {size}")
+            if np.isnan(value).any():
+                raise ValueError(f"grid: {field.name} is NaN at node {int(np.isnan(value).argmax())}")
+        if len(self.time) < 2:
+            raise ValueError(f"grid: at least 2 nodes are needed (nfe >= 1), got {len(self.time)}")
+        if self.stage[0] or self.stage[-1]:
+            raise ValueError("grid: the first and the last node cannot be stages of a step")
+        if np.isposinf(self.lam[:-1]).any():
+            k = int(np.isposinf(self.lam).argmax())
+            raise ValueError(f"grid: node {k} is already clean (sigma = 0) but is not the last node")
+        steps = np.flatnonzero(~self.stage)
+        # Two nodes at lam = -inf differ by NaN, which also fails this test.
+        with np.errstate(invalid="ignore"):
+            bad = ~(np.diff(self.lam[steps]) > 0)
+        if bad.any():
+            a, b = steps[int(bad.argmax())], steps[int(bad.argmax()) + 1]
+            what = "repeats" if self.lam[a] == self.lam[b] else "is noisier than"
+            raise ValueError(
+                f"grid: node {b} (time {self.time[b]:.6g}, lam {self.lam[b]:.6g}) {what} node {a} (time "
+                f"{self.time[a]:.6g}, lam {self.lam[a]:.6g}); nodes must run strictly from noise to data"
+            )
+
+    @property
+    def nfe(self) -> int:
+        """Number of nodes where a network is asked, N."""
+        return len(self.time) - 1
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes one by one, each linked to the next."""
+        nodes: list[Node] = []
+        columns = [getattr(self, field.name).tolist() for field in fields(self)[:6]]
+        for index, values in reversed(list(enumerate(zip(*columns, strict=True)))):
+            nodes.append(Node(index, *values, self.schedule, nodes[-1] if nodes else None))
+        return tuple(reversed(nodes))
+
+    @classmethod
+    def from_times(
+        cls, schedule: Schedule, times: ArrayLike, stage: ArrayLike | None = None
+    ) -> Grid:
+        """Nodes at explicit times of `schedule`, N + 1 of them, from noise to data."""
+        times = np.asarray(times, dtype=np.float64)
+        return cls(
+            time=times,
+            alpha=schedule.alpha(times),
+            sigma=schedule.sigma(times),
+            lam=schedule.lam(times),
+            label=schedule.label(times),
+            stage=None if stage is None else np.asarray(stage),  # type: ignore[arg-type]
+            schedule=schedule,
+        )
+
+    @classmethod
+    def from_lams(cls, schedule: Schedule, lams: ArrayLike, stage: ArrayLike | None = None) -> Grid:
+        """Nodes at explicit half log-SNRs of `schedule`, rising, N + 1 of them."""
+        return cls.from_times(schedule, schedule.time(lams), stage)
+
+    @classmethod
+    def from_sigmas(cls, sigmas: ArrayLike, schedule: Schedule | None = None) -> Grid:
+        """Nodes at explicit noise-to-signal ratios sigma / alpha, falling, N + 1 of them.
+
+        Without a schedule they are in EDM form: alpha = 1 and sigma is as given.
+        """
+        sigmas = np.asarray(sigmas, dtype=np.float64)
+        if not (np.isfinite(sigmas) & (sigmas >= 0)).all():
+            raise ValueError(f"from_sigmas: every sigma must be finite and >= 0, got {sigmas.tolist()}")
+        if schedule is None:
+            return cls.from_times(EDM(), sigmas)
+        with np.errstate(divide="ignore"):
+            return cls.from_lams(schedule, -np.log(sigmas))
+
+    def with_stages(self, fractions: Sequence[float]) -> Grid:
+        """Insert, into every step that does not end in clean data, stages at fractions of its h.
+
+        A step from lam to lam + h gets nodes at lam + r h for r in `fractions`, marked as stages.
+        Needs `schedule`, and a first node with some signal (lam > -inf).
+        """
+        lam, stage = [self.lam[:1]], [[False]]
+        for a, b in zip(self.lam[:-1], self.lam[1:], strict=True):
+            inside = [a + r * (b - a) for r in fractions] if np.isfinite(b - a) else []
+            lam.append(np.array([*inside, b]))
+            stage.append([*[True] * len(inside), False])
+        return Grid.from_lams(self.require_schedule(), np.concatenate(lam), np.concatenate(stage))
+
+    def select(self, index: Sequence[int], stage: Sequence[bool]) -> Grid:
+        """The nodes `index`, in that order and possibly repeated, with new stage marks."""
+        nodes = {f.name: getattr(self, f.name)[list(index)] for f in fields(self)[:5]}
+        return Grid(**nodes, stage=np.asarray(stage), schedule=self.schedule)
+
+    def require_schedule(self) -> Schedule:
+        """The schedule, or ValueError when the grid came from numbers alone."""
+        if self.schedule is None:
+            raise ValueError(
+                "this solver needs points between the nodes, and this grid does not know its noise "
+                "schedule: build it with schedules.grid(schedule, ...) or Grid.from_sigmas(..., schedule)"
+            )
+        return self.schedule

@@ -1,0 +1,170 @@
+"""How the nodes of a grid are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.stats import beta as beta_distribution
+
+from .base import Float, Schedule
+from .grid import Grid
+from .vp import VPDiscrete
+
+End = Literal["zero", "min"]
+Variable = Literal["time", "lam", "nsr", "flow_sigma"]
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Power law in one variable: y(u) = (y0^(1/rho) + u (y1^(1/rho) - y0^(1/rho)))^rho.
+
+    `variable` is what is spaced (time; lam; nsr = sigma / alpha; flow_sigma = nsr / (1 + nsr)),
+    `rho` the power (inf is the geometric law y0 (y1 / y0)^u) and u runs over [0, 1]: uniformly, or
+    at the quantiles of a Beta(a, b) law when `quantiles` is given.
+    """
+
+    variable: Variable
+    rho: float = 1.0
+    quantiles: tuple[float, float] | None = None
+
+    def ramp(self, n: int) -> Float:
+        """n values of u from 0 to 1 (one value: 0)."""
+        u = np.linspace(0, 1, n)
+        if self.quantiles is None:
+            return u
+        return 1 - np.asarray(beta_distribution.ppf(1 - u, *self.quantiles), dtype=np.float64)
+
+    def place(self, start: float, stop: float, n: int) -> Float:
+        """n values from start to stop; both ends are exact."""
+        u = self.ramp(n)
+        if np.isinf(self.rho):
+            y = start * (stop / start) ** u
+        else:
+            a, b = start ** (1 / self.rho), stop ** (1 / self.rho)
+            y = (a + u * (b - a)) ** self.rho
+        y[-1], y[0] = stop, start
+        return y
+
+
+SPACINGS: dict[str, Spacing] = {
+    "uniform": Spacing("time"),
+    "quadratic": Spacing("time", rho=2),
+    "power": Spacing("time", rho=1.5),
+    "lam": Spacing("lam"),
+    "exponential": Spacing("nsr", rho=np.inf),
+    "karras": Spacing("nsr", rho=7),
+    "beta": Spacing("nsr", quantiles=(0.6, 0.6)),
+}
+
+
+def discrete_times(rule: str, total: int, n: int, multistep: bool, offset: int) -> Float:
+    """The n integer timesteps of a rule of discrete models, noisiest first.
+
+    linspace: round(linspace(0, total - 1, n)); leading: multiples of total // n, plus `offset`;
+    trailing: round(total - k total / n) - 1. With `multistep`, linspace and leading place n + 1
+    points and drop the cleanest, as the multistep classes of diffusers do. Lin et al. 2023, table 2.
+    """
+    points = n + 1 if multistep and rule != "trailing" else n
+    match rule:
+        case "linspace":
+            times = np.linspace(0, total - 1, points).round()[::-1]
+        case "leading":
+            times = (np.arange(points) * (total // points))[::-1] + float(offset)
+        case _:
+            times = np.round(total - np.arange(n) * total / n) - 1.0
+    return times[:n]
+
+
+DISCRETE_RULES = ("linspace", "leading", "trailing")
+
+
+def grid(
+    schedule: Schedule,
+    nfe: int,
+    spacing: str | Spacing = "karras",
+    *,
+    end: End = "zero",
+    t_max: float | None = None,
+    t_min: float | None = None,
+    rho: float | None = None,
+    multistep: bool = False,
+    offset: int = 0,
+) -> Grid:
+    """Place nfe + 1 nodes on `schedule`, from t_max to clean data or to t_min.
+
+    Parameters
+    ----------
+    nfe
+        Number of steps; for a solver with one network evaluation a step, the network evaluations.
+    spacing
+        A name, or a `Spacing`. In time: uniform, quadratic, power (`rho` sets the power). In
+        lam: lam. In the noise-to-signal ratio nsr = sigma / alpha: karras (`rho`, 7), exponential,
+        beta; on flow schedules and from pure noise, where nsr is infinite, these act on
+        nsr / (1 + nsr), the sigma of a flow. For VPDiscrete also linspace, leading (plus `offset`)
+        and trailing, with integer times; `multistep` as in `discrete_times`.
+    end
+        "zero": the last node is clean data. Spacings in time run on to it, the others place nfe
+        nodes down to t_min and append it. "min": the last node is t_min.
+    t_max, t_min
+        The ends, in the schedule's own time; the schedule's by default.
+
+    Raises
+    ------
+    ValueError
+        For nfe < 1, an unknown spacing, times out of range, or nodes that coincide (named).
+    """
+    if int(nfe) != nfe or nfe < 1:
+        raise ValueError(f"grid: nfe must be a whole number of at least 1, got {nfe}")
+    if end not in ("zero", "min"):
+        raise ValueError(f"grid: end must be 'zero' or 'min', got {end!r}")
+    start = schedule.t_max if t_max is None else t_max
+    stop = schedule.t_min if t_min is None else t_min
+    if isinstance(spacing, str) and spacing in DISCRETE_RULES:
+        if not isinstance(schedule, VPDiscrete):
+            raise ValueError(f"grid: spacing {spacing!r} is for VPDiscrete, not {type(schedule).__name__}")
+        times = discrete_times(spacing, int(schedule.t_max) + 1, nfe, multistep, offset)
+        return Grid.from_times(schedule, np.append(times, schedule.t_zero if end == "zero" else stop))
+    rule = named(spacing) if isinstance(spacing, str) else spacing
+    rule = rule if rho is None else replace(rule, rho=rho)
+    if rule.variable == "time":
+        # Measured from clean data, so that a power law keeps its meaning where time starts at -1.
+        origin = schedule.t_zero
+        last = (origin if end == "zero" else stop) - origin
+        return Grid.from_times(schedule, origin + rule.place(start - origin, last, nfe + 1))
+    ends = schedule.lam([start, stop])
+    if rule.variable == "nsr" and (schedule.form == "flow" or np.isneginf(ends[0])):
+        rule = replace(rule, variable="flow_sigma")
+    to, back = TRANSFORMS[rule.variable]
+    low, high = to(ends)
+    if not np.isfinite(low):
+        raise ValueError(
+            f"grid: spacing in lam cannot start at pure noise (time {start}, alpha = 0); "
+            f"give t_max a little below it, or use a spacing in time"
+        )
+    count = nfe if end == "zero" else nfe + 1
+    with np.errstate(divide="ignore"):
+        times = schedule.time(back(rule.place(low, high, count)))
+    # The ends as given: a round trip through lam may leave the legal range by one rounding.
+    times[-1], times[0] = stop, start
+    return Grid.from_times(schedule, np.append(times, schedule.t_zero) if end == "zero" else times)
+
+
+def named(spacing: str) -> Spacing:
+    """The preset of that name; ValueError lists the names."""
+    if spacing not in SPACINGS:
+        names = ", ".join([*SPACINGS, *DISCRETE_RULES])
+        raise ValueError(f"grid: unknown spacing {spacing!r}; choose one of {names}")
+    return SPACINGS[spacing]
+
+
+Map = Callable[[Float], Float]
+
+# From lam to the spaced variable, and back.
+TRANSFORMS: dict[Variable, tuple[Map, Map]] = {
+    "lam": (np.positive, np.positive),
+    "nsr": (lambda lam: np.exp(-lam), lambda y: -np.log(y)),
+    "flow_sigma": (lambda lam: np.exp(-np.logaddexp(0, lam)), lambda y: np.log1p(-y) - np.log(y)),
+}

@@ -1,0 +1,237 @@
+"""Variance-preserving schedules: alpha^2 + sigma^2 = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .base import Float, Form, Schedule, as_times, softplus
+
+
+def lam_from_log_alpha(log_alpha: Float) -> Float:
+    """lam = log alpha - log(1 - alpha^2) / 2 for a variance-preserving law."""
+    with np.errstate(divide="ignore"):
+        return log_alpha - 0.5 * np.log(-np.expm1(2 * log_alpha))
+
+
+@dataclass(frozen=True)
+class VPLinear(Schedule):
+    """Linear beta(t) on t in [0, 1]: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
+
+    Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 33. The inverse is closed:
+    with q = log(1 + e^(-2 lam)), t = 2 q / (beta_min + sqrt(beta_min^2 + 2 (beta_max - beta_min) q)).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    form: ClassVar[Form] = "vp"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max:
+            raise ValueError(
+                f"VPLinear needs 0 < beta_min <= beta_max, not {self.beta_min}, {self.beta_max}"
+            )
+        as_times(self.t_min, np.nextafter(0, 1), 1, "VPLinear t_min")
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    @property
+    def t_zero(self) -> float:
+        return 0.0
+
+    def lam(self, t: ArrayLike) -> Float:
+        t = as_times(t, 0, 1, "VPLinear")
+        return lam_from_log_alpha(
+            -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+        )
+
+    def time(self, lam: ArrayLike) -> Float:
+        q = softplus(-2 * np.asarray(lam, dtype=np.float64))
+        slope = self.beta_max - self.beta_min
+        return 2 * q / (self.beta_min + np.sqrt(self.beta_min**2 + 2 * slope * q))
+
+    def label(self, t: ArrayLike) -> Float:
+        """1000 t, the convention of the continuous networks of Song et al."""
+        return 1000 * as_times(t, 0, 1, "VPLinear")
+
+
+@dataclass(frozen=True)
+class VPCosine(Schedule):
+    """alpha(t) = cos(u) / cos(u0), u = (t + s) / (1 + s) pi / 2, u0 = u at t = 0, on t in [0, 1].
+
+    Nichol and Dhariwal 2021, "Improved Denoising Diffusion", eq. 17, without the discrete cap on
+    beta: at t = 1 the signal is exactly zero. sigma^2 cos(u0)^2 = sin(u - u0) sin(u + u0) keeps
+    small noise levels exact.
+    """
+
+    s: float = 0.008
+    t_min: float = 1e-3
+    form: ClassVar[Form] = "vp"
+
+    def __post_init__(self) -> None:
+        if not self.s >= 0:
+            raise ValueError(f"VPCosine needs s >= 0, not {self.s}")
+        as_times(self.t_min, np.nextafter(0, 1), 1, "VPCosine t_min")
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    @property
+    def t_zero(self) -> float:
+        return 0.0
+
+    @property
+    def _u0(self) -> float:
+        return self.s / (1 + self.s) * np.pi / 2
+
+    def lam(self, t: ArrayLike) -> Float:
+        t = as_times(t, 0, 1, "VPCosine")
+        gap = t / (1 + self.s) * np.pi / 2
+        # cos(u) as the sine of the distance to pi/2, which is exact where the signal ends.
+        cos_u = np.sin((1 - t) / (1 + self.s) * np.pi / 2)
+        with np.errstate(divide="ignore"):
+            return np.log(cos_u) - 0.5 * np.log(np.sin(gap) * np.sin(gap + 2 * self._u0))
+
+    def time(self, lam: ArrayLike) -> Float:
+        lam = np.asarray(lam, dtype=np.float64)
+        sigma, alpha = np.exp(-0.5 * softplus(2 * lam)), np.exp(-0.5 * softplus(-2 * lam))
+        cos0, sin0 = np.cos(self._u0), np.sin(self._u0)
+        u = np.arctan2(np.hypot(sin0, sigma * cos0), alpha * cos0)
+        # u - u0 from sin(u - u0) sin(u + u0) = sigma^2 cos(u0)^2, without cancellation near u0.
+        gap = np.where(
+            u < np.pi / 4, np.arcsin(np.minimum((sigma * cos0) ** 2 / np.sin(u + self._u0), 1)), u - self._u0
+        ) if self.s > 0 else u
+        return gap * (1 + self.s) * 2 / np.pi
+
+    def label(self, t: ArrayLike) -> Float:
+        """1000 t."""
+        return 1000 * as_times(t, 0, 1, "VPCosine")
+
+
+@dataclass(frozen=True, eq=False)
+class VPDiscrete(Schedule):
+    """A trained table of N noise levels; time is the timestep index, -1 is clean data.
+
+    Give `betas` (alpha^2 = cumulative product of 1 - beta) or `alphas_cumprod` (= alpha^2).
+    Between indices lam is linear; in an interval that ends in lam = +-inf (below index 0, and
+    above N - 2 when the terminal SNR is zero) the angle atan(sigma / alpha) is. The label is the
+    index, as a float.
+    """
+
+    betas: Sequence[float] | Float | None = None
+    alphas_cumprod: Sequence[float] | Float | None = None
+    form: ClassVar[Form] = "vp"
+
+    def __post_init__(self) -> None:
+        if (self.betas is None) == (self.alphas_cumprod is None):
+            raise ValueError("VPDiscrete needs either betas or alphas_cumprod, and not both")
+        product = self._alphas_cumprod
+        if product.ndim != 1 or len(product) < 2:
+            raise ValueError(f"VPDiscrete needs a 1-D table of 2 levels or more, not shape {product.shape}")
+        inside = (product > 0) & (product < 1)
+        inside[-1] |= product[-1] == 0
+        falling = np.append(True, np.diff(product) < 0)
+        if not (inside & falling).all():
+            k = int(np.argmin(inside & falling))
+            raise ValueError(
+                f"VPDiscrete: alphas_cumprod must fall strictly inside (0, 1), only the last may be 0; "
+                f"entry {k} is {product[k]}"
+            )
+
+    @cached_property
+    def _alphas_cumprod(self) -> Float:
+        if self.betas is not None:
+            return np.cumprod(1 - np.asarray(self.betas, dtype=np.float64))
+        return np.array(self.alphas_cumprod, dtype=np.float64)
+
+    @cached_property
+    def _lam(self) -> Float:
+        """lam at the indices -1 (clean), 0, .., N - 1."""
+        product = self._alphas_cumprod
+        with np.errstate(divide="ignore"):
+            return np.append(np.inf, 0.5 * (np.log(product) - np.log1p(-product)))
+
+    @property
+    def t_max(self) -> float:
+        return float(len(self._alphas_cumprod) - 1)
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    @property
+    def t_zero(self) -> float:
+        return -1.0
+
+    def lam(self, t: ArrayLike) -> Float:
+        t = as_times(t, -1, self.t_max, "VPDiscrete")
+        low = np.minimum(np.floor(t), self.t_max - 1).astype(int) + 1
+        share, a, b = t + 1 - low, self._lam[low], self._lam[low + 1]
+        finite = np.isfinite(a) & np.isfinite(b)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            angle = (1 - share) * np.arctan(np.exp(-a)) + share * np.arctan(np.exp(-b))
+            curved = np.where(share == 1, b, -np.log(np.tan(angle)))
+            return np.where(finite, a + share * (b - a), curved)
+
+    def time(self, lam: ArrayLike) -> Float:
+        lam = np.asarray(lam, dtype=np.float64)
+        noisiest = self._lam[-1]
+        beyond = lam < noisiest - 1e-6
+        if beyond.any():
+            raise ValueError(
+                f"VPDiscrete: lam = {lam[beyond].flat[0]} is noisier than the last trained level, "
+                f"lam = {noisiest}; start the grid at or below sigma / alpha = {np.exp(-noisiest):.6g}"
+            )
+        lam = np.maximum(lam, noisiest)
+        # The table falls; searchsorted wants it rising.
+        low = np.clip(len(self._lam) - 1 - np.searchsorted(self._lam[::-1], lam), 0, len(self._lam) - 2)
+        a, b = self._lam[low], self._lam[low + 1]
+        angles = [np.arctan(np.exp(-value)) for value in (a, b, lam)]
+        with np.errstate(invalid="ignore"):
+            linear = (lam - a) / (b - a)
+            curved = (angles[2] - angles[0]) / (angles[1] - angles[0])
+        return low - 1 + np.where(np.isfinite(a) & np.isfinite(b), linear, curved)
+
+    def label(self, t: ArrayLike) -> Float:
+        return np.asarray(t, dtype=np.float64)
+
+
+def betas(
+    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
+    n: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+) -> Float:
+    """The usual discrete beta tables, float64 [n].
+
+    linear: Ho et al. 2020. scaled_linear: linear in sqrt(beta), latent diffusion.
+    squaredcos_cap_v2: the cosine law with beta capped at 0.999, Nichol and Dhariwal 2021.
+    """
+    match kind:
+        case "linear":
+            return np.linspace(beta_start, beta_end, n)
+        case "scaled_linear":
+            return np.linspace(beta_start**0.5, beta_end**0.5, n) ** 2
+        case "squaredcos_cap_v2":
+            bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+            return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+    raise ValueError(f"betas: unknown kind {kind!r}; choose linear, scaled_linear, squaredcos_cap_v2")
+
+
+def zero_terminal_snr(alphas_cumprod: ArrayLike) -> Float:
+    """Shift and scale alpha so that the last is 0 and the first stays; returns alphas_cumprod.
+
+    alpha <- (alpha - alpha_T) alpha_0 / (alpha_0 - alpha_T); Lin et al. 2023, "Common Diffusion
+    Noise Schedules and Sample Steps are Flawed", algorithm 1.
+    """
+    alpha = np.sqrt(np.asarray(alphas_cumprod, dtype=np.float64))
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
