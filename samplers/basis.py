@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+Scalars = TypeVar("Scalars", float, Float)
 Basis = Literal["x0", "eps", "v", "flow"]
 BASES: tuple[Basis, ...] = get_args(Basis)
 
 
-def affine(basis: Basis, alpha: ArrayLike, sigma: ArrayLike) -> tuple[Float, Float]:
-    """Coefficients (p, q) of m = p x + q x0, where x = alpha x0 + sigma eps.
+def affine(basis: Basis, alpha: Scalars, sigma: Scalars) -> tuple[Scalars, Scalars]:
+    """Coefficients (p, q) of m = p x + q x0, where x = alpha x0 + sigma eps; floats or arrays.
 
     eps = (x - alpha x0) / sigma;  v = alpha eps - sigma x0 (Salimans and Ho 2022);
     flow = eps - x0.
     """
-    a, s = np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
+    a, s = alpha, sigma
     match basis:
         case "x0":
-            return np.zeros_like(a), np.ones_like(a)
+            return 0 * a, 0 * a + 1
         case "eps":
             return 1 / s, -a / s
         case "v":
-            return a / s, -(a**2 + s**2) / s
+            return a / s, -(a * a + s * s) / s
         case "flow":
             return 1 / s, -(a + s) / s
     raise ValueError(f"unknown prediction {basis!r}; choose one of {', '.join(BASES)}")

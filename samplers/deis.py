@@ -16,7 +16,8 @@ from .tableau import Tableau
 
 Variable = Literal["time", "rho", "index"]
 
-# Gauss-Legendre nodes per step for rho(t): exact to rounding on every schedule of this package.
+# Gauss-Legendre nodes between two knots of a step; they integrate rho(t) to rounding on every
+# schedule of this package.
 QUADRATURE = 64
 
 
@@ -50,7 +51,8 @@ def ipndm(grid: Grid, order: Orders = 4, lower_final: bool = False) -> Tableau:
     """iPNDM: Adams-Bashforth weights of a uniform grid, times alpha_t (rho_t - rho_s), on any grid.
 
     Orders 1 to 4 give (1), (3, -1) / 2, (23, -16, 5) / 12, (55, -59, 37, -9) / 24 (Zhang and Chen
-    2023, appendix H.2; Liu et al. 2022). Formal order 1 on a grid that is not uniform in rho.
+    2023, appendix H.2; Liu et al. 2022). Order 2 on any
+    smooth grid, however many outputs it uses.
     """
     return deis(grid, order, "index", lower_final).renamed("ipndm")
 
@@ -74,15 +76,21 @@ def time_moments(grid: Grid, scale: Float) -> Moments:
     def rule(count: int, rows: NDArray[np.int64]) -> Float:
         schedule = grid.require_schedule()
         points, weights = np.polynomial.legendre.leggauss(QUADRATURE)
-        v = (points + 1) / 2
-        start, stop = grid.time[rows, None], grid.time[rows + 1, None]
-        rho_s, rho_t = np.exp(-grid.lam[rows]), np.exp(-grid.lam[rows + 1])
-        rho = schedule.nsr(start + v * (stop - start))
-        mu = [np.ones(len(rows))]
-        for j in range(1, count):
+        # Squared, because rho is a square root of time where data turn clean.
+        share, weights = ((points + 1) / 2) ** 2, (points + 1) / 2 * weights
+        rho = np.exp(-grid.lam)
+        mu = np.ones((len(rows), count))
+        for row, n in zip(mu, rows, strict=True):
+            start, stop = grid.time[n], grid.time[n + 1]
+            knots = schedule.knots[(schedule.knots > stop) & (schedule.knots < start)]
+            edges = np.concatenate([[stop], knots, [start]])
+            low, width = edges[:-1, None], np.diff(edges)[:, None]
+            times = low + width * share
+            v = (times - start) / (stop - start)
             # Subtracting rho_t first keeps small steps exact.
-            integral = ((rho - rho_t[:, None]) * v ** (j - 1)) @ (weights / 2)
-            mu.append(-j * integral / (rho_t - rho_s))
-        return scale[rows, None] * np.stack(mu, axis=1)
+            gap = (schedule.nsr(times) - rho[n + 1]) * weights * width / (start - stop)
+            for j in range(1, count):
+                row[j] = -j * (gap * v ** (j - 1)).sum() / (rho[n + 1] - rho[n])
+        return scale[rows, None] * mu
 
     return rule

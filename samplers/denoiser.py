@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,15 +44,10 @@ class NetworkDenoiser:
             raise ValueError(
                 f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}"
             )
-        # Nodes are few and used for every batch: the scalars of a call are computed once.
-        object.__setattr__(self, "_call", lru_cache(maxsize=4096)(self._call_at))
-
-    def _call_at(self, node: Node) -> Call:
-        return call_at(node, self.schedule, self.prediction, self.sigma_data)
 
     def __call__(self, x: Tensor, node: Node) -> Tensor:
         """Predict clean data, in the dtype of x."""
-        call: Call = self._call(node)  # type: ignore[attr-defined]
+        call = call_at(node, self.schedule, self.prediction, self.sigma_data)
         inputs = x if call.scale_in == 1 else x * call.scale_in
         if self.dtype is not None:
             inputs = inputs.to(self.dtype)
@@ -82,27 +76,40 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
     `affine`), or for "edm" x0 = c_skip x + c_out F(c_in x) with the preconditioning of Karras et
     al. 2022, table 1, on the noise-to-signal ratio.
     """
-    own = node.schedule is None or node.schedule is schedule
-    if own:
-        alpha, sigma, label, scale = node.alpha, node.sigma, node.label, 1.0
-    else:
-        time = schedule.time(node.lam)
-        alpha, sigma, label = (float(f(time)) for f in (schedule.alpha, schedule.sigma, schedule.label))
-        scale = sigma / node.sigma
+    level = node if node.schedule is None or node.schedule is schedule else level_at(schedule, node.lam)
+    alpha, sigma, label = level.alpha, level.sigma, level.label
+    scale = 1.0 if level is node else sigma / node.sigma
     if prediction == "edm":
         # In x / alpha = x0 + nsr eps.
         nsr = sigma / alpha
-        total = np.hypot(nsr, sigma_data)
+        total = (nsr**2 + sigma_data**2) ** 0.5
         c_skip, c_out = (sigma_data / total) ** 2, nsr * sigma_data / total
         unit = scale / alpha
-        return Call(float(unit / total), label, float(c_skip * unit), float(c_out))
-    p, q = (float(c) for c in affine(prediction, alpha, sigma))
+        return Call(unit / total, label, c_skip * unit, c_out)
+    p, q = affine(prediction, alpha, sigma)
     if q == 0:
         raise ValueError(
             f"node {node.index} is pure noise (alpha = 0), where a network that predicts {prediction} "
             f"says nothing about x0: use a v or flow network, or start the grid below pure noise"
         )
     return Call(scale, label, -p / q * scale, 1 / q)
+
+
+class Level(NamedTuple):
+    """A noise level as a schedule sees it."""
+
+    alpha: float
+    sigma: float
+    label: float
+
+
+@lru_cache(maxsize=4096)
+def level_at(schedule: Schedule, lam: float) -> Level:
+    """The level of `schedule` at lam; nodes are few and come back for every batch."""
+    time = schedule.time(lam)
+    return Level(
+        float(schedule.alpha(time)), float(schedule.sigma(time)), float(schedule.label(time))
+    )
 
 
 def denoiser(

@@ -28,7 +28,7 @@ def number(value: float) -> float | str:
 def to_dict(table: Tableau) -> dict[str, Any]:
     """The table as plain JSON values; triangles as ragged rows, all-zero noise left out."""
     triangles = {"weights": table.weights, "noise": table.noise}
-    if any(np.ndim(triangle) != 2 for triangle in triangles.values()):
+    if np.ndim(table.carry) != 1 or any(np.ndim(rows) != 2 for rows in triangles.values()):
         raise ValueError(f"tableau {table.name}: only scalar coefficients can be saved as JSON")
     grid = table.grid
     data: dict[str, Any] = {
@@ -64,6 +64,9 @@ def from_dict(data: Any, where: str) -> dict[str, Any]:
             f"{where}: schema version {data.get('version')!r}; this fewstep reads version {VERSION}"
         )
     missing = [key for key in ("name", "basis", "grid", "carry", "weights") if key not in data]
+    for key, kind in (("name", str), ("basis", str), ("grid", dict), ("meta", dict)):
+        if not isinstance(data.get(key, kind()), kind):
+            raise ValueError(f"{where}: {key} must be a {kind.__name__}, not {data[key]!r}")
     missing += [
         f"grid.{key}"
         for key in ("time", "alpha", "sigma", "lam", "label")
@@ -75,13 +78,9 @@ def from_dict(data: Any, where: str) -> dict[str, Any]:
         grid = Grid(**{key: np.array(value, float) for key, value in data["grid"].items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
-    try:
-        carry = np.array(data["carry"], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: carry must be a list of numbers ({error})") from error
     return {
         "grid": grid,
-        "carry": carry,
+        "carry": numbers(data["carry"], grid.nfe, f"{where}: carry"),
         "weights": triangle(data["weights"], grid.nfe, f"{where}: weights"),
         "noise": triangle(data["noise"], grid.nfe, f"{where}: noise") if "noise" in data else None,
         "basis": data["basis"],
@@ -96,26 +95,35 @@ def triangle(rows: Any, n: int, where: str) -> Float:
         raise ValueError(f"{where}: expected {n} rows, one per step of the grid")
     square = np.zeros((n, n))
     for k, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != k + 1:
-            raise ValueError(f"{where}: row {k} must be a list of {k + 1} numbers (lower triangular)")
-        try:
-            square[k, : k + 1] = row
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: row {k} must hold numbers only") from error
+        square[k, : k + 1] = numbers(row, k + 1, f"{where}: row {k}")
     return square
+
+
+def numbers(values: Any, n: int, where: str) -> Float:
+    """An array from a list of n JSON numbers."""
+    if not isinstance(values, list) or len(values) != n:
+        raise ValueError(f"{where} must be a list of {n} numbers")
+    # numpy would take "1.5", true and null too.
+    if not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{where} must hold numbers only")
+    return np.array(values, dtype=np.float64)
 
 
 def write(data: dict[str, Any], path: Path) -> None:
     """Write JSON so that an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, allow_nan=False, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(data, allow_nan=False, indent=1)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Any:
     """Parse JSON; ValueError names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error

@@ -72,13 +72,13 @@ def live_terms(triangle: Any) -> Terms:
     for row in range(n):
         fresh = bool(needed[row])
         at_hand = (*alive, row) if fresh else alive
-        keep = tuple(i for i, k in enumerate(at_hand) if last[k] > row)
+        position = {k: i for i, k in enumerate(at_hand)}
+        columns = np.flatnonzero(used[row]).tolist()
+        keep = tuple([i for k, i in position.items() if last[k] > row])
         terms.fresh.append(fresh)
-        terms.pairs.append(
-            tuple((i, coefficient(triangle[row, k])) for i, k in enumerate(at_hand) if used[row, k])
-        )
+        terms.pairs.append(tuple([(position[k], coefficient(triangle[row, k])) for k in columns]))
         terms.keep.append(keep)
-        alive = tuple(at_hand[i] for i in keep)
+        alive = tuple([at_hand[i] for i in keep])
         terms.live.append(alive)
     return terms
 

@@ -63,7 +63,7 @@ def entries() -> list[Solver]:
         *[Solver(f"dpm-{p}s", p, f"DPM-Solver({p}S) in eps, singlestep", dpm_singlestep,
                  {"order": p, "prediction": "eps"}, names)
           for p, names in ((2, ()), (3, ("dpm-fast", "k_dpm_fast")))],
-        *[Solver(f"sde-dpmpp-{p}m", 1, f"SDE-DPM-Solver++({p}M), exact constants", sde_dpm,
+        *[Solver(f"sde-dpmpp-{p}m", 2, f"SDE-DPM-Solver++({p}M), exact constants", sde_dpm,
                  {"order": p}, names)
           for p, names in ((2, ("DPM++ 2M SDE", "k_dpmpp_2m_sde")),
                            (3, ("DPM++ 3M SDE", "k_dpmpp_3m_sde")))],
@@ -82,16 +82,18 @@ def entries() -> list[Solver]:
           for p in (2, 3, 4)],
         *[Solver(f"unipc-{p}", p + 1, f"UniPC-{p} with its free corrector (bh2)", unipc, {"order": p}, names)
           for p, names in ((1, ()), (2, ("UniPCMultistepScheduler",)), (3, ("unipc", "uni_pc")), (4, ()))],
-        *[Solver(f"ipndm-{p}", 1, f"iPNDM through {p} outputs; weights of a uniform grid", ipndm,
+        *[Solver(f"ipndm-{p}", 2, f"iPNDM through {p} outputs; weights of a uniform grid", ipndm,
                  {"order": p}, names)
           for p, names in ((2, ()), (3, ()), (4, ("ipndm", "IPNDMScheduler")))],
-        Solver("pndm", 1, "PNDM, first step repeated (PLMS)", pndm, {}, ("plms", "PNDMScheduler")),
-        Solver("pndm-rk4", 1, "PNDM, three pseudo Runge-Kutta steps first", pndm, {"warmup": "rk4"}),
-        *[Solver(f"sa-{p}", 1, f"SA-Solver, predictor {p} and corrector {c} outputs, tau = 1", sa,
+        Solver("pndm", 2, "PNDM, first step repeated (PLMS)", pndm, {}, ("plms", "PNDMScheduler")),
+        Solver("pndm-rk4", 2, "PNDM, three pseudo Runge-Kutta steps first", pndm, {"warmup": "rk4"}),
+        *[Solver(f"sa-{p}", 2, f"SA-Solver, predictor {p} and corrector {c} outputs, tau = 1", sa,
                  {"predictor": p, "corrector": c}, names)
           for p, c, names in ((2, 2, ("SASolverScheduler",)), (3, 4, ("sa-solver",)))],
         Solver("heun", 2, "Heun in sigma / alpha, 2 evaluations a step", heun, {},
-               ("k_heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "deis-rho-heun")),
+               ("k_heun", "HeunDiscreteScheduler", "deis-rho-heun")),
+        Solver("heun-flow", 2, "Heun in the sigma of a flow, 2 evaluations a step", rho_rk,
+               {"method": "heun", "variable": "flow"}, ("FlowMatchHeunDiscreteScheduler",)),
         Solver("deis-rho-kutta3", 3, "Kutta's third order in rho, 3 evaluations a step", rho_rk,
                {"method": "kutta3"}),
         Solver("deis-rho-rk4", 4, "classical Runge-Kutta in rho, 4 evaluations a step", rho_rk,

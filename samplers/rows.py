@@ -9,7 +9,8 @@ import numpy as np
 
 from ..schedules import Grid
 from .basis import Basis, Float, convert
-from .tableau import Tableau, change_outputs
+from .relations import Rows, change_outputs, eliminate
+from .tableau import Tableau
 
 
 class Row(NamedTuple):
@@ -37,32 +38,23 @@ def tableau(
     """
     n = grid.nfe
     square = np.zeros((n, n)) if noise is None else np.diag(noise)
-    if basis == "x0" or grid.alpha[0] > 0:
+    if basis != "eps" or grid.alpha[0] > 0:
         return Tableau(grid, carry, weights, square, basis, name, meta)
-    mixed = Tableau(grid, carry, weights, square, "x0", name, meta).expanded()
     p, q = np.zeros(n), np.ones(n)
     p[1:], q[1:] = convert(basis, "x0", grid.alpha[1:-1], grid.sigma[1:-1])
-    return Tableau.from_expanded(
-        grid, change_outputs(mixed, p, q), basis="x0", name=name, meta=meta
-    )
+    rows = change_outputs(Rows(carry, weights, square), p, q)
+    return Tableau(grid, *rows, "x0", name, meta)
 
 
 def chain(
     grid: Grid, basis: Basis, rows: Sequence[Row], *, name: str, **meta: Any
 ) -> Tableau:
-    """The tableau of rows that start from earlier states.
-
-    x[base] is eliminated: with x[n] = g x[base] + sum_k u[k] m[k] known from the rows between,
-    x[base] = (x[n] - u m) / g.
-    """
+    """The tableau of rows that start from earlier states (see `eliminate`)."""
     n = grid.nfe
-    carry, weights = np.zeros(n), np.zeros((n, n))
+    states, weights = np.zeros((n, n)), np.zeros((n, n))
     for row, (base, factor, terms) in enumerate(rows):
-        g, u = 1.0, np.zeros(n)
-        for k in range(base, row):
-            g, u = carry[k] * g, carry[k] * u + weights[k]
-        carry[row] = factor / g
+        states[row, base] = factor
         for k, weight in terms.items():
             weights[row, k] = weight
-        weights[row] -= carry[row] * u
+    carry, weights, _ = eliminate(states, weights, np.zeros((n, n)))
     return tableau(grid, basis, carry, weights, name=name, **meta)

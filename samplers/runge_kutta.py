@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -38,46 +39,58 @@ RK4 = Butcher(
 METHODS = {"heun": HEUN, "kutta3": KUTTA3, "rk4": RK4}
 
 
-def rho_rk(grid: Grid, method: str | Butcher = "heun") -> Tableau:
+def rho_rk(
+    grid: Grid, method: str | Butcher = "heun", variable: Literal["rho", "flow"] = "rho"
+) -> Tableau:
     """A Runge-Kutta method on d(x / alpha) / drho = eps, rho = sigma / alpha.
 
     Stage i: x_i / alpha_i = x_n / alpha_n + drho sum_j a_ij eps_j (Zhang and Chen 2023, rhoRK).
-    "heun" is the sampler of Karras et al. 2022, algorithm 1, without churn. A step costs as many
-    evaluations as the method has stages; a step from pure noise or into clean data is one Euler
-    step. `grid` holds the steps, the table's grid also the stages.
+    "heun" is the sampler of Karras et al. 2022, algorithm 1, without churn. `variable` "flow" is
+    the method on dx / dsigma = eps - x0 of the flow form of the states, x / (alpha + sigma), which
+    is regular at pure noise. A step costs as many evaluations as the method has stages; a step into
+    clean data, and in rho one from pure noise, is one Euler step. `grid` holds the steps, the
+    table's grid also the stages.
     """
+    if variable not in ("rho", "flow"):
+        raise ValueError(f"rho_rk: variable must be 'rho' or 'flow', got {variable!r}")
+    flow = variable == "flow"
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(f"rho_rk: method must be one of {', '.join(METHODS)}, got {method!r}")
         method, name = METHODS[method], f"rho-{method}"
     else:
         name = "rho-rk"
-    rho = np.exp(-grid.lam)
+    rho = np.exp(-np.logaddexp(0, grid.lam)) if flow else np.exp(-grid.lam)
     lam, stage, steps = [grid.lam[0]], [False], []
     for n in range(grid.nfe):
-        plain = not np.isfinite(grid.lam[n + 1] - grid.lam[n])
+        plain = not np.isfinite(grid.lam[n + 1] - (0 if flow else grid.lam[n]))
         inner = [] if plain else list(method.c[1:])
         steps.append((len(lam) - 1, plain))
         for c in inner:
             # The ends as they are, not through a logarithm.
-            lam.append(grid.lam[n + 1] if c == 1 else -np.log(rho[n] + c * (rho[n + 1] - rho[n])))
+            middle = rho[n] + c * (rho[n + 1] - rho[n])
+            inside = (np.log1p(-middle) if flow else 0.0) - np.log(middle)
+            lam.append(grid.lam[n + 1] if c == 1 else inside)
             stage.append(True)
         lam.append(grid.lam[n + 1])
         stage.append(False)
     nodes = expand(grid, np.array(lam), stage)
+    unit = nodes.alpha + nodes.sigma if flow else nodes.alpha
     rows: list[Row] = []
     for n, (base, plain) in enumerate(steps):
         ways = [(1.0,)] if plain else [*method.a[1:], method.b]
         for i, way in enumerate(ways):
-            alpha = nodes.alpha[base + i + 1]
-            if nodes.alpha[base] == 0:
+            target = base + i + 1
+            if unit[base] == 0:
                 # From pure noise the first-order step in x0 (see `Kernel`).
-                target = nodes.sigma[base + i + 1] / nodes.sigma[base]
-                rows.append(Row(base, float(target), {base: float(alpha)}))
+                carry = nodes.sigma[target] / nodes.sigma[base]
+                rows.append(Row(base, float(carry), {base: float(nodes.alpha[target])}))
                 continue
-            step = alpha * (rho[n + 1] - rho[n])
+            step = unit[target] * (rho[n + 1] - rho[n])
             terms = {base + j: float(step * w) for j, w in enumerate(way) if w != 0}
-            rows.append(Row(base, float(alpha / nodes.alpha[base]), terms))
+            rows.append(Row(base, float(unit[target] / unit[base]), terms))
+    if flow:
+        return chain(nodes, "flow", rows, name=f"{name}-flow").in_basis("x0")
     return chain(nodes, "eps", rows, name=name)
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from scipy.linalg import solve_triangular
+from numpy.typing import NDArray
 
 from ..schedules import Grid
 from . import defects, files
 from .basis import BASES, Basis, Float, convert
 from .program import Step, compile_steps
-
-# Entries below this share of their row are rounding left by a change of basis, not coefficients.
-DUST = 1e-13
+from .relations import Rows, change_outputs, eliminate
 
 
 class Expanded(NamedTuple):
@@ -52,6 +49,8 @@ class Tableau:
     basis: Basis = "x0"
     name: str = "custom"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    # The rows as the executor reads them: live terms only, plain floats.
+    steps: tuple[Step, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = self.grid.nfe
@@ -84,11 +83,9 @@ class Tableau:
                         f"which does not exist yet at that row (the table must be lower triangular)"
                     )
         object.__setattr__(self, "meta", dict(self.meta))
-
-    @cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """The rows as the executor reads them: live terms only, plain floats."""
-        return compile_steps(self.grid.nodes, self.carry, self.weights, self.noise, self.basis)
+        # Here and not on first use, which may be inside a compiled or captured run.
+        steps = compile_steps(self.grid.nodes, self.carry, self.weights, self.noise, self.basis)
+        object.__setattr__(self, "steps", steps)
 
     @property
     def nfe(self) -> int:
@@ -116,36 +113,31 @@ class Tableau:
 
     @classmethod
     def from_expanded(cls, grid: Grid, full: Expanded, **fields: Any) -> Self:
-        """The rows of an expanded table: carry[n] = start[n+1] / start[n], and what remains.
+        """The rows of an expanded table; `fields` are the other arguments of the class.
 
-        `fields` are the other arguments of the class.
+        Raises ValueError if a state without x[0] is followed by one with it.
         """
-        below, above = full.start[:-1], full.start[1:]
-        # Where a state has forgotten x[0], no multiple of it can bring x[0] back.
-        if ((below == 0) & (above != 0)).any():
-            raise ValueError("from_expanded: a state without x[0] is followed by one with it")
-        carry = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
-        weights = full.outputs[1:] - carry[:, None] * full.outputs[:-1]
-        noise = full.noise[1:] - carry[:, None] * full.noise[:-1]
-        return cls(grid, carry, without_dust(weights, full), without_dust(noise, full), **fields)
+        states = np.zeros_like(full.outputs[1:])
+        states[:, 0] = full.start[1:]
+        return cls(grid, *eliminate(states, full.outputs[1:], full.noise[1:]), **fields)
 
     def in_basis(self, basis: Basis) -> Tableau:
         """The same sampler for outputs in another basis; exact algebra.
 
-        With m = P x + Q m' at each node, states (A, B) become (I - B P)^-1 (A, B Q)
-        (see `change_outputs`). Raises ValueError if the basis is undefined on a node.
+        Outputs are replaced by m = P x + Q m' at each node (see `change_outputs`). Raises
+        ValueError if the basis is undefined on a node.
         """
         if basis == self.basis:
             return self
         p, q = convert(self.basis, basis, self.grid.alpha[:-1], self.grid.sigma[:-1])
-        full = change_outputs(self.expanded(), p, q)
-        return Tableau.from_expanded(self.grid, full, basis=basis, name=self.name, meta=self.meta)
+        rows = change_outputs(Rows(self.carry, self.weights, self.noise), p, q)
+        return Tableau(self.grid, *rows, basis, self.name, self.meta)
 
     def order_defects(self, orders: int = 5) -> Float:
         """How far each row is from exact on lam^j, j < orders; see `defects.order_defects`."""
         return defects.order_defects(self, orders)
 
-    def row_orders(self, orders: int = 5, tolerance: float = 1e-9) -> NDArrayInt:
+    def row_orders(self, orders: int = 5, tolerance: float = 1e-9) -> NDArray[np.int64]:
         """The order of each row: how many of its leading moment conditions hold; int [N]."""
         held = np.abs(self.order_defects(orders)) <= tolerance
         return np.cumprod(held, axis=1).sum(axis=1)
@@ -175,26 +167,3 @@ class Tableau:
     def __repr__(self) -> str:
         return f"Tableau({self.name!r}, nfe={self.nfe}, basis={self.basis!r})"
 
-
-NDArrayInt = np.ndarray[Any, np.dtype[np.int64]]
-
-
-def change_outputs(full: Expanded, p: Float, q: Float) -> Expanded:
-    """Express states in new outputs m', where m[k] = p[k] x[k] + q[k] m'[k].
-
-    (A, B, C) becomes (I - B P)^-1 (A, B Q, C); I - B P is unit lower triangular.
-    """
-    n = len(p)
-    system = np.eye(n + 1)
-    system[:, :-1] -= full.outputs * p
-    right = np.column_stack([full.start, full.outputs * q, full.noise])
-    solved = solve_triangular(system, right, lower=True, unit_diagonal=True)
-    start, outputs, noise = np.split(solved, [1, 1 + n], axis=1)
-    return Expanded(start[:, 0], np.tril(outputs, -1), np.tril(noise, -1))
-
-
-def without_dust(rows: Float, full: Expanded) -> Float:
-    """Zero the entries that are only the rounding of a difference of states."""
-    scale = np.maximum(np.abs(full.outputs[1:]).max(1), np.abs(full.outputs[:-1]).max(1))
-    scale = np.maximum(scale, np.abs(rows).max(1))
-    return np.where(np.abs(rows) <= DUST * scale[:, None], 0.0, rows)

@@ -18,10 +18,12 @@ from ..schedules import EDM, Grid
 from ..schedules.base import Form
 from .basis import Basis, Float, affine
 from .diffusers_model import NAMES
-from .tableau import Expanded, Tableau, change_outputs
+from .relations import eliminate
+from .tableau import Expanded, Tableau
 
-# Rounding of the float32 coefficients that traced schedulers compute with, per row.
-SINGLE = 2e-6
+# Entries of a traced scheduler below this share of their row are rounding: its states pass through
+# float32.
+SINGLE = 3e-7
 
 
 def trace(sampler: Any, sigmas: Sequence[float] | None = None, *, check: bool = True) -> Tableau:
@@ -86,24 +88,37 @@ def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
         [vector(unit[2 * n + k]) for k in range(n)],
     )
     relations = np.stack([row.numpy().reshape(-1) for row in rows])
-    full = Expanded(np.zeros(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n)))
-    full.start[0] = 1
-    for k, relation in enumerate(relations):
-        states, outputs, noises = relation[:n], relation[n : 2 * n], relation[2 * n :]
-        full.start[k + 1] = states @ full.start[:-1]
-        full.outputs[k + 1] = states @ full.outputs[:-1] + outputs
-        full.noise[k + 1] = states @ full.noise[:-1] + noises
+    name = type(scheduler).__name__
+    if not np.isfinite(relations).all():
+        step = int((~np.isfinite(relations)).any(1).argmax())
+        raise ValueError(f"trace: step {step} of {name} is not finite (a repeated noise level?)")
+    states, outputs, noises = relations[:, :n], relations[:, n : 2 * n], relations[:, 2 * n :]
     nodes = scheduler_nodes(scheduler)
     lam = log_ratio(nodes.alpha, nodes.sigma)
     labels = np.append(times.double().numpy(), 0.0)
     stage = np.append(lam[:-1] >= lam[1:], False)
     if getattr(scheduler, "order", 1) == 2:
         stage[1:-1:2] = True
+    # PNDM's Runge-Kutta steps take four calls each.
+    warmup = len(getattr(scheduler, "prk_timesteps", ()))
+    stage[:warmup] = np.arange(warmup) % 4 != 0
+    # A last level that repeats counts as one as long as a step comes before it.
+    stage[0] = False
     grid = Grid(labels, nodes.alpha, nodes.sigma, lam, labels, stage)
-    table = sparsest(grid, full, nodes.p, nodes.q, type(scheduler).__name__)
     if check:
-        check_linear(table, full, scheduler)
-    return table
+        check_linear(scheduler, relations, name)
+    # m = p x + q x0, and from there x0 = (x - sigma eps) / alpha.
+    alpha, sigma, p, q = (values[:n] for values in nodes)
+    maps: dict[Basis, tuple[Float, Float]] = {"x0": (p, q)}
+    if (alpha > 0).all():
+        maps["eps"] = (p + q / alpha, -q * sigma / alpha)
+    tables = []
+    for basis, (p, q) in maps.items():
+        rows = eliminate(states + outputs * p, outputs * q, noises)
+        size = np.abs(np.column_stack([rows.carry, rows.weights])).max(1, keepdims=True)
+        weights, noise = (np.where(np.abs(w) > SINGLE * size, w, 0.0) for w in rows[1:])
+        tables.append(Tableau(grid, rows.carry, weights, noise, basis, name))
+    return min(tables, key=lambda table: np.count_nonzero(table.weights))
 
 
 def raised(scheduler: Any) -> Any:
@@ -126,7 +141,13 @@ def run(
 ) -> list[Tensor]:
     """Step a copy of the scheduler; a state of None goes on from the step before."""
     scheduler = copy.deepcopy(scheduler)
-    module = sys.modules[type(scheduler).__module__]
+    # Euler and its kin would warn that their input was not scaled; impulses need no scaling.
+    scheduler.is_scale_input_called = True
+    # Steps in order, also where two of them have the same (rounded) time.
+    if getattr(scheduler, "begin_index", 0) is None:
+        scheduler.set_begin_index(0)
+    # A subclass draws with the function that its parent's module imported.
+    modules = {sys.modules[kind.__module__] for kind in type(scheduler).__mro__}
     drawn: list[int] = []
 
     def draw(*_: Any, **__: Any) -> Tensor:
@@ -141,8 +162,9 @@ def run(
             ("randn_tensor", draw),
             ("BrownianTreeNoiseSampler", lambda *_, **__: draw),
         ):
-            if hasattr(module, name):
-                stack.enter_context(patch.object(module, name, substitute))
+            for module in modules:
+                if hasattr(module, name):
+                    stack.enter_context(patch.object(module, name, substitute))
         for call, time in enumerate(scheduler.timesteps):
             state = states[call] if states[call] is not None else results[-1]
             stepped = scheduler.step(outputs[call], time, state, return_dict=False)[0]
@@ -210,44 +232,27 @@ def log_ratio(alpha: Float, sigma: Float) -> Float:
         return np.log(alpha) - np.log(sigma)
 
 
-def sparsest(grid: Grid, full: Expanded, p: Float, q: Float, name: str) -> Tableau:
-    """The table in x0 or eps, whichever has fewer entries above single rounding."""
-    data = change_outputs(full, p, q)
-    bases: list[Basis] = ["x0"] if (grid.alpha[:-1] == 0).any() else ["x0", "eps"]
-    tables = []
-    for basis in bases:
-        there = data
-        if basis == "eps":
-            # x0 = (x - sigma eps) / alpha
-            alpha, sigma = grid.alpha[:-1], grid.sigma[:-1]
-            there = change_outputs(data, 1 / alpha, -sigma / alpha)
-        table = Tableau.from_expanded(grid, there, basis=basis, name=name)
-        size = np.abs(np.column_stack([table.carry, table.weights])).max(1, keepdims=True)
-        weights = np.where(np.abs(table.weights) <= SINGLE * size, 0.0, table.weights)
-        noise = np.where(np.abs(table.noise) <= SINGLE * size, 0.0, table.noise)
-        tables.append(Tableau(grid, table.carry, weights, noise, basis, name))
-    return min(tables, key=lambda table: np.count_nonzero(table.weights))
-
-
-def check_linear(table: Tableau, full: Expanded, scheduler: Any) -> None:
+def check_linear(scheduler: Any, relations: Float, name: str) -> None:
     """Compare the relations with the original on random tensors; ValueError if they differ."""
-    n = table.grid.nfe
+    n = len(relations)
     generator = torch.Generator().manual_seed(0)
     # Large enough for any clipping of x0 to bite.
     x, *rest = (
         3 * torch.randn((1, 3, 4, 4), generator=generator, dtype=torch.float64)
         for _ in range(2 * n + 1)
     )
-    outputs, noises = rest[:n], rest[n:]
-    states = run(scheduler, [x, *[None] * (n - 1)], outputs, noises)
-    for k, state in enumerate(states, start=1):
-        expected = full.start[k] * x
-        for weight, term in zip([*full.outputs[k], *full.noise[k]], [*outputs, *noises], strict=True):
-            expected = expected + weight * term
-        if not torch.allclose(state, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    got = run(scheduler, [x, *[None] * (n - 1)], rest[:n], rest[n:])
+    states = [x]
+    for step, (row, state) in enumerate(zip(relations, got, strict=True)):
+        states.append(state)
+        terms = [*states[:n], *[torch.zeros_like(x)] * (n - len(states[:n])), *rest]
+        used = np.flatnonzero(row)
+        expected = torch.stack([row[k] * terms[k] for k in used]).sum(0)
+        error = float((state - expected).abs().max())
+        if not error <= 1e-3 * float(max(1.0, expected.abs().max())):
             raise ValueError(
-                f"trace: {table.name} is not linear: step {k - 1} differs from its own impulses by "
-                f"{float((state - expected).abs().max()):.3g}; switch off thresholding and clip_sample"
+                f"trace: {name} is not linear: step {step} differs from its own impulses by "
+                f"{error:.3g}; switch off thresholding and clip_sample"
             )
 
 

@@ -58,6 +58,11 @@ class Schedule(ABC):
     def t_zero(self) -> float:
         """The time of clean data, where sigma is zero."""
 
+    @property
+    def knots(self) -> Float:
+        """Times where lam(t) is not smooth, rising; none for a law in closed form."""
+        return np.empty(0)
+
     @abstractmethod
     def lam(self, t: ArrayLike) -> Float:
         """Half log-SNR log(alpha / sigma), decreasing in t; +inf on clean data."""

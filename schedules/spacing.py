@@ -70,7 +70,8 @@ def discrete_times(rule: str, total: int, n: int, multistep: bool, offset: int) 
     points = n + 1 if multistep and rule != "trailing" else n
     match rule:
         case "linspace":
-            times = np.linspace(0, total - 1, points).round()[::-1]
+            # One point is the noisiest, not 0.
+            times = np.linspace(0, total - 1, max(points, 2)).round()[::-1]
         case "leading":
             times = (np.arange(points) * (total // points))[::-1] + float(offset)
         case _:
@@ -125,7 +126,9 @@ def grid(
     if isinstance(spacing, str) and spacing in DISCRETE_RULES:
         if not isinstance(schedule, VPDiscrete):
             raise ValueError(f"grid: spacing {spacing!r} is for VPDiscrete, not {type(schedule).__name__}")
-        times = discrete_times(spacing, int(schedule.t_max) + 1, nfe, multistep, offset)
+        # A run that ends at t_min is one of n + 1 points, too: the cleanest is its last node.
+        ahead = multistep or end == "min"
+        times = discrete_times(spacing, int(schedule.t_max) + 1, nfe, ahead, offset)
         return Grid.from_times(schedule, np.append(times, schedule.t_zero if end == "zero" else stop))
     rule = named(spacing) if isinstance(spacing, str) else spacing
     rule = rule if rho is None else replace(rule, rho=rho)

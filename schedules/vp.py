@@ -172,6 +172,10 @@ class VPDiscrete(Schedule):
     def t_zero(self) -> float:
         return -1.0
 
+    @property
+    def knots(self) -> Float:
+        return np.arange(self.t_max)
+
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, -1, self.t_max, "VPDiscrete")
         low = np.minimum(np.floor(t), self.t_max - 1).astype(int) + 1
