@@ -1,12 +1,22 @@
 """Tables, the functions that build and transform them, the executor, and denoisers."""
 
 from . import exact, guidance
+from .basis import Basis
 from .ddim import ddim, ddpm
 from .deis import deis, ipndm
-from .denoiser import denoiser
+from .denoiser import Prediction, denoiser
 from .diffusers_model import from_diffusers, from_diffusers_config
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
-from .executor import Denoiser, State, advance, initial, sample
+from .executor import (
+    Denoiser,
+    NoiseSource,
+    State,
+    StateHook,
+    TimeMap,
+    advance,
+    initial,
+    sample,
+)
 from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
@@ -17,11 +27,16 @@ from .trace import trace
 from .unipc import unipc
 
 __all__ = [
+    "Basis",
     "Denoiser",
     "Expanded",
+    "NoiseSource",
+    "Prediction",
     "Solver",
     "State",
+    "StateHook",
     "Tableau",
+    "TimeMap",
     "adams",
     "advance",
     "build",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+from ..schedules.base import Float
 
-Float = NDArray[np.float64]
 Scalars = TypeVar("Scalars", float, Float)
 Basis = Literal["x0", "eps", "v", "flow"]
 BASES: tuple[Basis, ...] = get_args(Basis)

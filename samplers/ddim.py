@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ..schedules import Grid
+from ..schedules.base import Float
 from .rows import tableau
 from .tableau import Tableau
 
@@ -21,7 +22,7 @@ def ddim(grid: Grid, eta: float = 0.0) -> Tableau:
         raise ValueError(f"ddim: eta must be in [0, 1], got {eta}")
     h = np.diff(grid.lam)
     noise = eta * grid.sigma[1:] * np.sqrt(-np.expm1(-2 * h))
-    return ancestral(grid, noise, noise, name="ddim", eta=eta)
+    return ancestral(grid, eta, noise, name="ddim")
 
 
 def ddpm(grid: Grid, variance: Literal["small", "large"] = "small") -> Tableau:
@@ -33,18 +34,15 @@ def ddpm(grid: Grid, variance: Literal["small", "large"] = "small") -> Tableau:
     """
     if variance not in ("small", "large"):
         raise ValueError(f"ddpm: variance must be 'small' or 'large', got {variance!r}")
-    share = np.sqrt(-np.expm1(-2 * np.diff(grid.lam)))
-    posterior = grid.sigma[1:] * share
-    forward = np.where(grid.sigma[1:] == 0, 0.0, grid.sigma[:-1] * share)
-    drawn = posterior if variance == "small" else forward
-    return ancestral(grid, posterior, drawn, name="ddpm", variance=variance)
-
-
-def ancestral(
-    grid: Grid, removed: np.ndarray, drawn: np.ndarray, *, name: str, **meta: object
-) -> Tableau:
-    """Keep sqrt(sigma_t^2 - removed^2) of the predicted noise and draw `drawn` afresh."""
     sigma_t = grid.sigma[1:]
-    carry = np.sqrt(sigma_t**2 - removed**2) / grid.sigma[:-1]
+    level = sigma_t if variance == "small" else np.where(sigma_t == 0, 0.0, grid.sigma[:-1])
+    noise = level * np.sqrt(-np.expm1(-2 * np.diff(grid.lam)))
+    return ancestral(grid, 1.0, noise, name="ddpm")
+
+
+def ancestral(grid: Grid, eta: float, noise: Float, *, name: str) -> Tableau:
+    """Keep sigma_t sqrt(1 - eta^2 (1 - e^(-2h))) of the predicted noise, draw `noise` afresh."""
+    decay = np.exp(-2 * np.diff(grid.lam))
+    carry = grid.sigma[1:] / grid.sigma[:-1] * np.sqrt((1 - eta**2) + eta**2 * decay)
     weights = np.diag(grid.alpha[1:] - grid.alpha[:-1] * carry)
-    return tableau(grid, "x0", carry, weights, drawn, name=name, **meta)
+    return tableau(grid, "x0", carry, weights, noise, name=name)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .basis import Float
+from ..schedules.base import Float
+from .basis import Basis
 from .kernels import moments
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def order_defects(table: Tableau, orders: int = 5) -> Float:
     their other entries are inf. Outputs in eps are tested as eps, all others as x0; a stochastic
     row is tested in the mean, with the tau that its carry implies.
     """
-    basis = "eps" if table.basis == "eps" and not table.stochastic else "x0"
-    table = table.in_basis(basis)
+    basis: Basis = "eps" if table.basis == "eps" and not table.stochastic else "x0"
+    table = table.numeric().in_basis(basis)
     grid = table.grid
     defects = np.zeros((grid.nfe, orders))
     base, g, u = 0, 1.0, np.zeros(grid.nfe)

@@ -23,7 +23,7 @@ class Call(NamedTuple):
     """One evaluation: out = network(scale_in x, label), x0 = x_factor x + out_factor out."""
 
     scale_in: float
-    label: float
+    label: float | Tensor
     x_factor: float
     out_factor: float
 
@@ -60,23 +60,34 @@ class NetworkDenoiser:
         out = self.network(inputs, label, **self.kwargs)
         out = getattr(out, "sample", out)
         if out.shape[1:2] != x.shape[1:2]:
-            # Networks that learn their variance return it behind the prediction.
-            out = out[:, : x.shape[1]]
+            out = without_variance(out, x)
         out = out.to(x.dtype)
         if call.x_factor == 0 and call.out_factor == 1:
             return out
-        return torch.add(x * call.x_factor, out, alpha=call.out_factor)
+        return (x * call.x_factor).add_(out, alpha=call.out_factor)
+
+
+def without_variance(out: Tensor, x: Tensor) -> Tensor:
+    """The prediction of a network that learns its variance and returns it behind."""
+    if out.shape[1] != 2 * x.shape[1]:
+        raise ValueError(
+            f"the network returned shape {tuple(out.shape)} for an input {tuple(x.shape)}: it must "
+            f"have as many channels, or twice as many when it learns its variance"
+        )
+    return out[:, : x.shape[1]]
 
 
 def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: float) -> Call:
     """The scalars of one network call at a node.
 
     The state alpha x0 + sigma eps of the node is first scaled to the network's own schedule at the
-    same lam, so that a grid in any form can drive any network. Then x0 solves out = p x + q x0 (see
+    same lam, so that a grid in any form can drive any network; a node of that very schedule keeps
+    its own label. Then x0 solves out = p x + q x0 (see
     `affine`), or for "edm" x0 = c_skip x + c_out F(c_in x) with the preconditioning of Karras et
     al. 2022, table 1, on the noise-to-signal ratio.
     """
-    level = node if node.schedule is None or node.schedule is schedule else level_at(schedule, node.lam)
+    own = node.schedule is schedule or is_own(node, schedule)
+    level = node if own else level_at(schedule, node.lam)
     alpha, sigma, label = level.alpha, level.sigma, level.label
     scale = 1.0 if level is node else sigma / node.sigma
     if prediction == "edm":
@@ -89,10 +100,25 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
     p, q = affine(prediction, alpha, sigma)
     if q == 0:
         raise ValueError(
-            f"node {node.index} is pure noise (alpha = 0), where a network that predicts {prediction} "
-            f"says nothing about x0: use a v or flow network, or start the grid below pure noise"
+            f"node {node.index} is pure noise (alpha = 0), where a network that predicts "
+            f"{prediction} says nothing about x0: use a v or flow network, or start below it"
         )
     return Call(scale, label, -p / q * scale, 1 / q)
+
+
+def is_own(node: Node, schedule: Schedule) -> bool:
+    """Whether a node is in the scale of the network's schedule, by law or, unknown, by numbers."""
+    if node.schedule is not None:
+        return same_law(node.schedule, schedule)
+    there = level_at(schedule, node.lam)
+    # Loose enough for levels that were written in float32.
+    return abs(there.alpha - node.alpha) < 1e-5 and abs(there.sigma - node.sigma) < 1e-5
+
+
+@lru_cache(maxsize=64)
+def same_law(first: Schedule, second: Schedule) -> bool:
+    """Equality, which compares tables of a thousand levels."""
+    return first == second
 
 
 class Level(NamedTuple):

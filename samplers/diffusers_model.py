@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..schedules import EDM, FlowMatching, Schedule, VPDiscrete, betas, zero_terminal_snr
+from ..schedules.base import Float
 from .denoiser import NetworkDenoiser, Prediction, denoiser
 
 NAMES: dict[str, Prediction] = {
@@ -25,17 +26,26 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[Schedule, Predicti
     with prediction "edm", all others VPDiscrete from `trained_betas` or the beta keys. Raises
     ValueError naming a value it does not know.
     """
+    kind = config.get("prediction_type", "epsilon")
     if "sigma_data" in config:
+        if kind != "epsilon":
+            raise ValueError(
+                f"EDM configs are supported with prediction_type 'epsilon', not {kind!r}"
+            )
         schedule = EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))
         return schedule, "edm"
     if config.get("use_flow_sigmas") or "shift" in config:
+        if config.get("use_dynamic_shifting"):
+            raise ValueError(
+                "use_dynamic_shifting: the shift depends on the image size; compute it and give "
+                "FlowMatching(shift) to `denoiser` yourself"
+            )
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return FlowMatching(float(shift)), "flow"
-    kind = config.get("prediction_type", "epsilon")
     if kind not in NAMES:
         raise ValueError(f"prediction_type {kind!r} is not one of {', '.join(NAMES)}")
     if config.get("trained_betas") is not None:
-        table = np.asarray(config["trained_betas"], dtype=np.float64)
+        table: Float = np.asarray(config["trained_betas"], dtype=np.float64)
     else:
         table = betas(
             config.get("beta_schedule", "linear"),

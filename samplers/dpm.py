@@ -167,6 +167,8 @@ def dpm_singlestep(
         if k - base == 1 and not plain:
             mu[1] = mu[0] / 2
         weights = linear.scale[0] * interpolate(nodes, mu)
-        rows.append(Row(base, float(linear.carry[0]), dict(zip(used, weights.tolist(), strict=True))))
+        rows.append(
+            Row(base, float(linear.carry[0]), dict(zip(used, weights.tolist(), strict=True)))
+        )
     stages = [False, *[starts[k] < k for k in range(1, n)], False]
     return chain(grid.select(range(n + 1), stages), prediction, rows, name="dpm-singlestep")

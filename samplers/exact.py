@@ -56,7 +56,10 @@ class Mixture:
 
 
 def mixture(
-    means: ArrayLike, weights: ArrayLike | None = None, *, cov: ArrayLike | None = None,
+    means: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    cov: ArrayLike | None = None,
     std: ArrayLike | None = None,
 ) -> Mixture:
     """The exact denoiser of a Gaussian mixture.

@@ -25,9 +25,9 @@ NoiseSource = Callable[[int, Tensor], Tensor]
 class State:
     """A run between two steps, as a value: nothing else is needed to go on.
 
-    `x` [B, ...] is the state at node `step`; `outputs` and `noises` are those that later rows still
-    use, like-shaped, and `live` and `live_noises` say which they are; `seeds` are the random streams,
-    one per sample (empty for a deterministic table).
+    `x` [B, ...] is the state at node `step`; `outputs` and `noises` are those that later rows
+    still use, like-shaped, and `live` and `live_noises` say which they are; `seeds` are the random
+    streams, one per sample (empty for a deterministic table).
     """
 
     x: Tensor
@@ -39,8 +39,16 @@ class State:
     seeds: tuple[int, ...] = ()
 
     def take(self, index: Sequence[int]) -> State:
-        """The samples `index`, in that order and possibly repeated, each with its own stream."""
-        rows = torch.as_tensor(index, device=self.x.device)
+        """The samples `index`, in that order and possibly repeated, each with its own stream.
+
+        What else you hold per sample (the labels of a network, per-sample coefficients of a table)
+        has to be indexed alongside.
+        """
+        size = len(self.x)
+        bad = [i for i in index if isinstance(i, bool) or not -size <= i < size]
+        if bad:
+            raise ValueError(f"take: {bad[0]!r} is no index into {size} samples")
+        rows = torch.tensor(index, dtype=torch.long, device=self.x.device)
         return replace(
             self,
             x=self.x[rows],
@@ -64,12 +72,13 @@ def initial(table: Tableau, x: Tensor, seeds: Sequence[int] | None = None) -> St
     """The state before the first step: x [B, ...] at node 0, kept in float32 at least.
 
     `seeds` are for tables that draw noise, one per sample; None takes them from torch's global
-    generator, so that `torch.manual_seed` decides.
+    generator, so that `torch.manual_seed` decides. An empty list leaves the noise to the `noise`
+    hook.
     """
     if not x.is_floating_point():
         raise ValueError(f"the state must be a floating-point tensor, got {x.dtype}")
     state = State(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
-    if not table.stochastic:
+    if not table.stochastic or (seeds is not None and len(seeds) == 0):
         return state
     if seeds is None:
         seeds = torch.randint(2**63 - 1, (len(x),)).tolist()
@@ -93,11 +102,13 @@ def advance(
     """
     x, outputs, noises, n = state.x, state.outputs, state.noises, state.step
     rows = table.steps
+    if steps < 0 or not 0 <= n <= len(rows):
+        raise ValueError(f"cannot run {steps} steps from step {n} of {table!r}")
     before = rows[n - 1] if n else None
     if before is not None and (before.live, before.live_noise) != (state.live, state.live_noises):
         raise ValueError(
-            f"the state holds outputs {state.live} at step {n}, {table!r} needs {before.live} there: "
-            f"it comes from another table"
+            f"the state comes from another table: at step {n} it holds outputs {state.live}, "
+            f"{table!r} needs {before.live}"
         )
     for row in rows[n : n + steps]:
         x0 = None
@@ -121,9 +132,7 @@ def advance(
         if on_state is not None and not table.grid.stage[n]:
             x = on_state(x, table.grid.nodes[n])
         if callback is not None:
-            callback(
-                State(x, n, outputs, noises, row.live, row.live_noise, state.seeds), x0
-            )
+            callback(State(x, n, outputs, noises, row.live, row.live_noise, state.seeds), x0)
     if n == state.step:
         return state
     last = rows[n - 1]
@@ -135,7 +144,7 @@ def to_basis(row: Step, x: Tensor, x0: Tensor) -> Tensor:
     if row.to_basis is None:
         return x0
     p, q = row.to_basis
-    return torch.add(x * p, x0, alpha=q)
+    return (x * p).add_(x0, alpha=q)
 
 
 def combine(
@@ -193,7 +202,7 @@ def sample(
     start
         (x, node 0) -> x, applied once before the first step.
     time_map
-        (x, node) -> node that the denoiser is given instead.
+        (x, node) -> node that the denoiser is given instead; the row keeps its own levels.
     on_state
         (x, node) -> x, applied to every new state that is not a stage inside a step.
     callback
@@ -206,7 +215,7 @@ def sample(
     Tensor
         The state at the last node. Gradients flow to x, the denoiser and a table of tensors.
     """
-    state = initial(table, x, seeds if noise is None else [0] * len(x))
+    state = initial(table, x, seeds if noise is None else ())
     if start is not None:
         state = replace(state, x=start(state.x, table.grid.nodes[0]))
     return advance(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..schedules import Grid
-from .basis import Float
+from ..schedules import files as schedules
+from ..schedules.base import Float
 
 if TYPE_CHECKING:
     from .tableau import Tableau
@@ -47,6 +48,8 @@ def to_dict(table: Tableau) -> dict[str, Any]:
     }
     if grid.stage.any():
         data["grid"]["stage"] = grid.stage.tolist()
+    if grid.schedule is not None:
+        data["grid"]["schedule"] = schedules.to_dict(grid.schedule)
     for key, triangle in triangles.items():
         if key == "weights" or triangle.any():
             data[key] = [row[: n + 1].tolist() for n, row in enumerate(triangle)]
@@ -58,7 +61,7 @@ def to_dict(table: Tableau) -> dict[str, Any]:
 def from_dict(data: Any, where: str) -> dict[str, Any]:
     """The arguments of `Tableau` from JSON values; ValueError names the field and the row."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ValueError(f"{where}: not a tableau file (no \"format\": \"{FORMAT}\")")
+        raise ValueError(f'{where}: not a tableau file (no "format": "{FORMAT}")')
     if data.get("version") != VERSION:
         raise ValueError(
             f"{where}: schema version {data.get('version')!r}; this fewstep reads version {VERSION}"
@@ -75,14 +78,21 @@ def from_dict(data: Any, where: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     try:
-        grid = Grid(**{key: np.array(value, float) for key, value in data["grid"].items()})
+        columns = dict(data["grid"])
+        law = columns.pop("schedule", None)
+        grid = Grid(
+            schedule=None if law is None else schedules.from_dict(law),
+            **{key: np.array(value, float) for key, value in columns.items()},
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
     return {
         "grid": grid,
         "carry": numbers(data["carry"], grid.nfe, f"{where}: carry"),
         "weights": triangle(data["weights"], grid.nfe, f"{where}: weights"),
-        "noise": triangle(data["noise"], grid.nfe, f"{where}: noise") if "noise" in data else None,
+        "noise": triangle(data["noise"], grid.nfe, f"{where}: noise")
+        if "noise" in data
+        else np.zeros((0, 0)),
         "basis": data["basis"],
         "name": data["name"],
         "meta": data.get("meta", {}),

@@ -8,7 +8,8 @@ solution is, for a stochasticity tau >= 0 (tau = 0: the probability-flow ODE),
 
 with y = (1 + tau^2) h, in terms of x0, and
 
-    x_t = (alpha_t / alpha_s) x_s - (1 + tau^2) (alpha_t sigma_s / alpha_s) int_0^1 h e^(-h v) eps(v) dv
+    x_t = (alpha_t / alpha_s) x_s
+          - (1 + tau^2) (alpha_t sigma_s / alpha_s) int_0^1 h e^(-h v) eps(v) dv
           + tau sigma_t sqrt(e^(2 h) - 1) z
 
 in terms of eps (Lu et al. 2022, "DPM-Solver++", eq. 4 and 14; Xue et al. 2023, "SA-Solver",
@@ -25,7 +26,8 @@ from numpy.typing import ArrayLike
 from scipy.special import hyp1f1
 
 from ..schedules import Grid
-from .basis import Basis, Float
+from ..schedules.base import Float
+from .basis import Basis
 
 
 def moments(y: ArrayLike, count: int, basis: Basis) -> Float:
@@ -81,14 +83,16 @@ def kernel(grid: Grid, basis: Basis, tau: ArrayLike = 0.0) -> Kernel:
         raise ValueError(f"a solver works on x0 or eps outputs, not {basis!r}")
     tau2 = np.broadcast_to(np.square(np.asarray(tau, dtype=np.float64)), grid.nfe)
     if not np.isfinite(tau2).all():
-        raise ValueError(f"tau must be finite, got {tau}")
+        raise ValueError(f"tau must be finite, got {np.asarray(tau).tolist()}")
     h = np.diff(grid.lam)
     if not (h > 0).all():
         n = int((~(h > 0)).argmax())
         raise ValueError(
-            f"step {n} of the grid does not go forward: lam {grid.lam[n]:.6g} to {grid.lam[n + 1]:.6g}"
+            f"step {n} of the grid does not go forward: its lam is {grid.lam[n]:.6g}, the next is "
+            f"{grid.lam[n + 1]:.6g}"
         )
-    alpha, sigma, alpha_t, sigma_t = grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
+    alpha, sigma = grid.alpha[:-1], grid.sigma[:-1]
+    alpha_t, sigma_t = grid.alpha[1:], grid.sigma[1:]
     with np.errstate(invalid="ignore"):
         # 0 * inf: without stochasticity nothing decays, however long the step.
         decay = np.where(tau2 == 0, 0.0, tau2 * h)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..schedules import Grid
-from .basis import Float
+from ..schedules.base import Float
 from .kernels import Kernel, interpolate, moments
 
 Orders = int | Sequence[int]
@@ -31,6 +31,11 @@ def step_orders(
     Raises ValueError for an order below 1 or a list of another length than N.
     """
     n = grid.nfe
+    if grid.stage.any():
+        raise ValueError(
+            f"a multistep solver wants a grid of plain steps, and node {int(grid.stage.argmax())} "
+            f"is a stage inside one"
+        )
     wanted = np.full(n, order) if np.ndim(order) == 0 else np.asarray(order)
     if wanted.shape != (n,):
         raise ValueError(f"order: {n} steps need {n} orders, got {len(wanted)}")
@@ -59,7 +64,8 @@ def lam_moments(kernel: Kernel, variant: Variant = "exact") -> Moments:
         if count == 2 and variant in ("bh2", "official"):
             mu[:, 1] = mu[:, 0] / 2
         elif count == 2 and variant == "bh1":
-            mu[:, 1] = y / 2
+            # In eps the moments leave out e^y, which `scale` holds.
+            mu[:, 1] = y / 2 * (np.exp(-y) if kernel.basis == "eps" else 1)
         elif count == 3 and variant in ("official", "half_third"):
             mu[:, 2] /= 2
         return kernel.scale[rows, None] * mu

@@ -57,8 +57,10 @@ def pndm(grid: Grid, warmup: Literal["euler", "rk4"] = "euler") -> Tableau:
             rows.append((base, dict(zip(history, ADAMS[len(history) - 1], strict=True))))
         lam.append(last)
         stage.append(False)
-    nodes = expand(grid, np.array(lam), stage)
-    return chain(nodes, "eps", [transfer(nodes, n, *row) for n, row in enumerate(rows)], name="pndm")
+    nodes = expand(grid, np.array(lam), np.array(stage))
+    return chain(
+        nodes, "eps", [transfer(nodes, n, *row) for n, row in enumerate(rows)], name="pndm"
+    )
 
 
 def transfer(nodes: Grid, n: int, base: int, combination: Mapping[int, float]) -> Row:

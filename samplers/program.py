@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..schedules.grid import Node
@@ -61,11 +62,10 @@ def live_terms(triangle: Any) -> Terms:
     gradient all the same.
     """
     n = len(triangle)
-    if isinstance(triangle, Tensor):
-        used = np.tri(n, dtype=bool)
-    else:
-        used = np.any(triangle.reshape(n, n, -1) != 0, axis=-1)
-    needed = used.any(0)
+    used: NDArray[np.bool_] = np.tri(n, dtype=bool)
+    if not isinstance(triangle, Tensor):
+        used = np.asarray((triangle.reshape(n, n, -1) != 0).any(axis=-1))
+    needed = np.asarray(used.any(0))
     last = np.where(needed, n - 1 - used[::-1].argmax(0), -1)
     terms = Terms([], [], [], [])
     alive: tuple[int, ...] = ()

@@ -1,10 +1,11 @@
-"""Solvers by name: one line each. A new solver is a builder and a line in `SOLVERS`."""
+"""Solvers by name: one line each. A new solver is a builder and a line in `CATALOGUE`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from ..schedules import Grid
@@ -22,89 +23,166 @@ from .unipc import unipc
 class Solver:
     """A builder with its options filled in.
 
-    `order` is the order of convergence (of the mean, weak order for stochastic solvers) without
-    lowering at the end; `aliases` are the names of other programs.
+    `order` is the order of convergence without lowering at the end (the weak order on Gaussian data
+    for stochastic solvers).
     """
 
     name: str
     order: int
     description: str
     builder: Callable[..., Tableau]
-    options: dict[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What other programs call it."""
+        return ALIASES.get(self.name, ())
 
     def __call__(self, grid: Grid, **options: Any) -> Tableau:
         """Build on a grid; `options` override those of the entry."""
-        return self.builder(grid, **{**self.options, **options}).renamed(self.name)
+        options = {**self.options, **options}
+        table = self.builder(grid, **options)
+        # For the record: what JSON cannot hold, such as a function of time, by its representation.
+        said = {
+            k: v if isinstance(v, int | float | str | list) else repr(v) for k, v in options.items()
+        }
+        return table.renamed(self.name, options=said) if said else table.renamed(self.name)
 
 
-def entries() -> list[Solver]:
-    """All solvers, in the order they are shown."""
-    ends = "AB through {} outputs"
-    rows = [
-        Solver("ddim", 1, "DDIM, the Euler method in sigma / alpha", ddim, {},
-               ("euler", "k_euler", "DDIMScheduler", "EulerDiscreteScheduler",
-                "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "dpmpp-1m", "dpm-1")),
-        Solver("ddpm", 1, "DDPM ancestral sampling, the SDE to first order", ddpm, {},
-               ("euler-ancestral", "euler_a", "k_euler_ancestral", "DDPMScheduler",
-                "EulerAncestralDiscreteScheduler", "sde-dpmpp-1m")),
-        *[Solver(f"dpmpp-{p}m", 2, text, dpm, {"order": p}, names)
-          for p, text, names in (
-              (2, "DPM-Solver++(2M), midpoint form",
-               ("DPM++ 2M", "k_dpmpp_2m", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler")),
-              (3, "DPM-Solver++(3M) as released (order 2; see ab-3)", ("DPM++ 3M",)))],
-        Solver("dpmpp-2m-heun", 2, "DPM-Solver++(2M), exact second order", dpm,
-               {"order": 2, "form": "heun"}),
-        *[Solver(f"dpm-{p}m", 2, f"DPM-Solver({p}M) in eps, as released", dpm,
-                 {"order": p, "prediction": "eps"}) for p in (2, 3)],
-        *[Solver(f"dpmpp-{p}s", p, f"DPM-Solver++({p}S), singlestep on the nodes of the grid",
-                 dpm_singlestep, {"order": p}, names)
-          for p, names in ((2, ("DPM++ 2S", "DPMSolverSinglestepScheduler")), (3, ()))],
-        *[Solver(f"dpm-{p}s", p, f"DPM-Solver({p}S) in eps, singlestep", dpm_singlestep,
-                 {"order": p, "prediction": "eps"}, names)
-          for p, names in ((2, ()), (3, ("dpm-fast", "k_dpm_fast")))],
-        *[Solver(f"sde-dpmpp-{p}m", 2, f"SDE-DPM-Solver++({p}M), exact constants", sde_dpm,
-                 {"order": p}, names)
-          for p, names in ((2, ("DPM++ 2M SDE", "k_dpmpp_2m_sde")),
-                           (3, ("DPM++ 3M SDE", "k_dpmpp_3m_sde")))],
-        *[Solver(f"ab-{p}", p, "exponential " + ends.format(p) + ", exact in x0", adams,
-                 {"order": p}, names)
-          for p, names in ((2, ()), (3, ("dpmpp-3m-exact",)), (4, ()), (5, ()))],
-        *[Solver(f"deis-{p}", p, "DEIS in log rho: exponential " + ends.format(p) + " in eps",
-                 adams, {"order": p, "prediction": "eps"}, names)
-          for p, names in ((2, ("DEISMultistepScheduler",)), (3, ("deis",)), (4, ()))],
-        *[Solver(f"deis-tab{p}", p, "DEIS tAB, polynomial in time through {} outputs".format(p), deis,
-                 {"order": p, "variable": "time"}) for p in (2, 3, 4)],
-        *[Solver(f"deis-rhoab{p}", p, "DEIS rhoAB, polynomial in rho through {} outputs".format(p),
-                 deis, {"order": p, "variable": "rho"}, names)
-          for p, names in ((2, ()), (3, ()), (4, ("lms", "k_lms", "LMSDiscreteScheduler")))],
-        *[Solver(f"unip-{p}", p, f"UniP-{p}, predictor only", unipc, {"order": p, "corrector": False})
-          for p in (2, 3, 4)],
-        *[Solver(f"unipc-{p}", p + 1, f"UniPC-{p} with its free corrector (bh2)", unipc, {"order": p}, names)
-          for p, names in ((1, ()), (2, ("UniPCMultistepScheduler",)), (3, ("unipc", "uni_pc")), (4, ()))],
-        *[Solver(f"ipndm-{p}", 2, f"iPNDM through {p} outputs; weights of a uniform grid", ipndm,
-                 {"order": p}, names)
-          for p, names in ((2, ()), (3, ()), (4, ("ipndm", "IPNDMScheduler")))],
-        Solver("pndm", 2, "PNDM, first step repeated (PLMS)", pndm, {}, ("plms", "PNDMScheduler")),
-        Solver("pndm-rk4", 2, "PNDM, three pseudo Runge-Kutta steps first", pndm, {"warmup": "rk4"}),
-        *[Solver(f"sa-{p}", 2, f"SA-Solver, predictor {p} and corrector {c} outputs, tau = 1", sa,
-                 {"predictor": p, "corrector": c}, names)
-          for p, c, names in ((2, 2, ("SASolverScheduler",)), (3, 4, ("sa-solver",)))],
-        Solver("heun", 2, "Heun in sigma / alpha, 2 evaluations a step", heun, {},
-               ("k_heun", "HeunDiscreteScheduler", "deis-rho-heun")),
-        Solver("heun-flow", 2, "Heun in the sigma of a flow, 2 evaluations a step", rho_rk,
-               {"method": "heun", "variable": "flow"}, ("FlowMatchHeunDiscreteScheduler",)),
-        Solver("deis-rho-kutta3", 3, "Kutta's third order in rho, 3 evaluations a step", rho_rk,
-               {"method": "kutta3"}),
-        Solver("deis-rho-rk4", 4, "classical Runge-Kutta in rho, 4 evaluations a step", rho_rk,
-               {"method": "rk4"}),
-        Solver("dpm-2", 2, "DPM-Solver-2, a midpoint inserted in every step", dpm2, {},
-               ("k_dpm_2", "DPM2", "KDPM2DiscreteScheduler")),
-    ]
-    return rows
+CATALOGUE: tuple[Solver, ...] = (
+    Solver("ddim", 1, "DDIM, the Euler method in sigma / alpha", ddim),
+    Solver("ddpm", 1, "DDPM ancestral sampling: the SDE to first order", ddpm),
+    Solver("dpmpp-2m", 2, "DPM-Solver++(2M), midpoint form", dpm, {"order": 2}),
+    Solver("dpmpp-2m-heun", 2, "DPM-Solver++(2M), exact", dpm, {"order": 2, "form": "heun"}),
+    Solver("dpmpp-3m", 2, "DPM-Solver++(3M) as released (see ab-3)", dpm, {"order": 3}),
+    *(
+        Solver(f"dpm-{p}m", 2, f"DPM-Solver({p}M) in eps", dpm, {"order": p, "prediction": "eps"})
+        for p in (2, 3)
+    ),
+    *(
+        Solver(f"dpmpp-{p}s", p, f"DPM-Solver++({p}S), singlestep", dpm_singlestep, {"order": p})
+        for p in (2, 3)
+    ),
+    *(
+        Solver(
+            f"dpm-{p}s",
+            p,
+            f"DPM-Solver({p}S) in eps, singlestep",
+            dpm_singlestep,
+            {"order": p, "prediction": "eps"},
+        )
+        for p in (2, 3)
+    ),
+    *(
+        Solver(f"sde-dpmpp-{p}m", 2, f"SDE-DPM-Solver++({p}M), exact", sde_dpm, {"order": p})
+        for p in (2, 3)
+    ),
+    *(
+        Solver(f"ab-{p}", p, f"exponential Adams-Bashforth, {p} outputs in x0", adams, {"order": p})
+        for p in (2, 3, 4, 5)
+    ),
+    *(
+        Solver(
+            f"deis-{p}",
+            p,
+            f"DEIS in log rho: exponential Adams-Bashforth, {p} outputs in eps",
+            adams,
+            {"order": p, "prediction": "eps"},
+        )
+        for p in (2, 3, 4)
+    ),
+    *(
+        Solver(
+            f"deis-{tag}ab{p}",
+            p,
+            f"DEIS {tag}AB: polynomial in {variable} through {p} outputs",
+            deis,
+            {"order": p, "variable": variable},
+        )
+        for tag, variable in (("t", "time"), ("rho", "rho"))
+        for p in (2, 3, 4)
+    ),
+    *(
+        Solver(f"unip-{p}", p, f"UniP-{p}, predictor only", unipc, {"order": p, "corrector": False})
+        for p in (2, 3, 4)
+    ),
+    *(
+        Solver(f"unipc-{p}", p + 1, f"UniPC-{p} with its free corrector", unipc, {"order": p})
+        for p in (1, 2, 3, 4)
+    ),
+    *(
+        Solver(f"ipndm-{p}", 2, f"iPNDM through {p} outputs", ipndm, {"order": p})
+        for p in (2, 3, 4)
+    ),
+    Solver("pndm", 2, "PNDM, first step repeated (PLMS)", pndm),
+    Solver("pndm-rk4", 2, "PNDM, three Runge-Kutta steps first", pndm, {"warmup": "rk4"}),
+    *(
+        Solver(
+            f"sa-{p}",
+            2,
+            f"SA-Solver, tau = 1, predictor {p} and corrector {c} outputs",
+            sa,
+            {"predictor": p, "corrector": c},
+        )
+        for p, c in ((2, 2), (3, 4))
+    ),
+    Solver("heun", 2, "Heun in sigma / alpha, 2 evaluations a step", heun),
+    Solver(
+        "heun-flow",
+        2,
+        "Heun in the sigma of a flow, 2 evaluations a step",
+        rho_rk,
+        {"method": "heun", "variable": "flow_sigma"},
+    ),
+    Solver("deis-rho-kutta3", 3, "Kutta's third order in rho", rho_rk, {"method": "kutta3"}),
+    Solver("deis-rho-rk4", 4, "Runge-Kutta 4 in rho", rho_rk, {"method": "rk4"}),
+    Solver("dpm-2", 2, "DPM-Solver-2: a midpoint inserted in every step", dpm2),
+)
 
+SOLVERS: dict[str, Solver] = {solver.name: solver for solver in CATALOGUE}
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in entries()}
+# The names that diffusers, k-diffusion and the WebUIs use.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "ddim": (
+        "euler",
+        "k_euler",
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+        "EDMEulerScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+    ),
+    "ddpm": (
+        "euler-ancestral",
+        "euler_a",
+        "k_euler_ancestral",
+        "DDPMScheduler",
+        "EulerAncestralDiscreteScheduler",
+    ),
+    "dpmpp-2m": (
+        "DPM++ 2M",
+        "k_dpmpp_2m",
+        "DPMSolverMultistepScheduler",
+        "EDMDPMSolverMultistepScheduler",
+    ),
+    "dpmpp-3m": ("DPM++ 3M",),
+    "dpmpp-2s": ("DPM++ 2S", "DPMSolverSinglestepScheduler"),
+    "dpm-3s": ("dpm-fast", "k_dpm_fast"),
+    "sde-dpmpp-2m": ("DPM++ 2M SDE", "k_dpmpp_2m_sde"),
+    "sde-dpmpp-3m": ("DPM++ 3M SDE", "k_dpmpp_3m_sde"),
+    "ab-3": ("dpmpp-3m-exact",),
+    "deis-2": ("DEISMultistepScheduler",),
+    "deis-3": ("deis",),
+    "deis-rhoab4": ("lms", "k_lms", "LMSDiscreteScheduler"),
+    "unipc-2": ("UniPCMultistepScheduler",),
+    "unipc-3": ("unipc", "uni_pc"),
+    "ipndm-4": ("ipndm", "IPNDMScheduler"),
+    "pndm": ("plms", "PNDMScheduler"),
+    "sa-2": ("SASolverScheduler",),
+    "sa-3": ("sa-solver",),
+    "heun": ("k_heun", "HeunDiscreteScheduler", "deis-rho-heun"),
+    "heun-flow": ("FlowMatchHeunDiscreteScheduler",),
+    "dpm-2": ("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler"),
+}
 
 
 def key(name: str) -> str:
@@ -112,11 +190,17 @@ def key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "p"))
 
 
-INDEX: dict[str, str] = {
-    key(alias): solver.name
-    for solver in SOLVERS.values()
-    for alias in (solver.name, *solver.aliases)
-}
+def index() -> dict[str, str]:
+    """Folded names and aliases to names; ValueError if two solvers claim one."""
+    found: dict[str, str] = {}
+    for entry in SOLVERS.values():
+        for alias in (entry.name, *entry.aliases):
+            if found.setdefault(key(alias), entry.name) != entry.name:
+                raise ValueError(f"{alias!r} stands for both {found[key(alias)]} and {entry.name}")
+    return found
+
+
+INDEX = index()
 
 
 def solvers() -> list[Solver]:
@@ -127,8 +211,8 @@ def solvers() -> list[Solver]:
 def solver(name: str) -> Solver:
     """The solver of that name or alias; ValueError suggests names."""
     if key(name) not in INDEX:
-        close = [known for known in SOLVERS if key(name)[:4] == key(known)[:4]]
-        raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(close or SOLVERS)}")
+        close = get_close_matches(name.lower(), SOLVERS, n=4, cutoff=0.5) or list(SOLVERS)
+        raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(close)}")
     return SOLVERS[INDEX[key(name)]]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .basis import Float
+from ..schedules.base import Float
 
 # A result below this share of the terms that cancelled in it is their rounding.
 DUST = 1e-12
@@ -42,8 +42,14 @@ def eliminate(states: Float, outputs: Float, noise: Float, own: Float | None = N
         used = np.flatnonzero(states[row, :row])
         for k in range(row - 1, used[0] - 1 if len(used) else row - 1, -1):
             if carry[k] == 0:
-                raise ValueError(f"row {row} needs state {k}, which state {k + 1} has forgotten (carry 0)")
-            g, u, bound_u = g / carry[k], (u - rows[k]) / carry[k], (bound_u + np.abs(rows[k])) / abs(carry[k])
+                raise ValueError(
+                    f"row {row} needs state {k}, which state {k + 1} has forgotten (carry 0)"
+                )
+            g, u, bound_u = (
+                g / carry[k],
+                (u - rows[k]) / carry[k],
+                (bound_u + np.abs(rows[k])) / abs(carry[k]),
+            )
             weight = states[row, k]
             if weight:
                 factor, bound_factor = factor + weight * g, bound_factor + abs(weight * g)

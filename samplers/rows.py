@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..schedules import Grid
-from .basis import Basis, Float, convert
+from ..schedules.base import Float
+from .basis import Basis, convert
 from .relations import Rows, change_outputs, eliminate
 from .tableau import Tableau
 
@@ -46,15 +47,13 @@ def tableau(
     return Tableau(grid, *rows, "x0", name, meta)
 
 
-def chain(
-    grid: Grid, basis: Basis, rows: Sequence[Row], *, name: str, **meta: Any
-) -> Tableau:
+def chain(grid: Grid, basis: Basis, rows: Sequence[Row], *, name: str, **meta: Any) -> Tableau:
     """The tableau of rows that start from earlier states (see `eliminate`)."""
     n = grid.nfe
-    states, weights = np.zeros((n, n)), np.zeros((n, n))
+    states, outputs = np.zeros((n, n)), np.zeros((n, n))
     for row, (base, factor, terms) in enumerate(rows):
         states[row, base] = factor
         for k, weight in terms.items():
-            weights[row, k] = weight
-    carry, weights, _ = eliminate(states, weights, np.zeros((n, n)))
+            outputs[row, k] = weight
+    carry, weights, _ = eliminate(states, outputs, np.zeros((n, n)))
     return tableau(grid, basis, carry, weights, name=name, **meta)

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..schedules import Grid
+from ..schedules.base import Float
+from ..schedules.spacing import TRANSFORMS
 from .basis import Basis
 from .dpm import Form, dpm_singlestep
 from .rows import Row, chain
@@ -28,7 +31,9 @@ class Butcher:
     def __post_init__(self) -> None:
         sums = [sum(row) for row in self.a]
         if not (np.allclose(sums, self.c) and np.isclose(sum(self.b), 1) and self.c[0] == 0):
-            raise ValueError(f"Butcher tableau: rows sum to {sums}, c is {self.c}, b sums to {sum(self.b)}")
+            raise ValueError(
+                f"Butcher tableau: rows sum to {sums}, c is {self.c}, b sums to {sum(self.b)}"
+            )
 
 
 HEUN = Butcher((0, 1), ((), (1,)), (1 / 2, 1 / 2))
@@ -40,82 +45,76 @@ METHODS = {"heun": HEUN, "kutta3": KUTTA3, "rk4": RK4}
 
 
 def rho_rk(
-    grid: Grid, method: str | Butcher = "heun", variable: Literal["rho", "flow"] = "rho"
+    grid: Grid, method: str | Butcher = "heun", variable: Literal["nsr", "flow_sigma"] = "nsr"
 ) -> Tableau:
-    """A Runge-Kutta method on d(x / alpha) / drho = eps, rho = sigma / alpha.
+    """A Runge-Kutta method on d(x / u) / dy = m in one of two variables y.
 
-    Stage i: x_i / alpha_i = x_n / alpha_n + drho sum_j a_ij eps_j (Zhang and Chen 2023, rhoRK).
-    "heun" is the sampler of Karras et al. 2022, algorithm 1, without churn. `variable` "flow" is
-    the method on dx / dsigma = eps - x0 of the flow form of the states, x / (alpha + sigma), which
-    is regular at pure noise. A step costs as many evaluations as the method has stages; a step into
-    clean data, and in rho one from pure noise, is one Euler step. `grid` holds the steps, the
-    table's grid also the stages.
+    y = "nsr", sigma / alpha, has u = alpha and m = eps (rhoRK of Zhang and Chen 2023; "heun" is the
+    sampler of Karras et al. 2022, algorithm 1, without churn). y = "flow_sigma", nsr / (1 + nsr),
+    has u = alpha + sigma and m = eps - x0, and is regular at pure noise. Stage i is
+    x_i / u_i = x_n / u_n + dy sum_j a_ij m_j. A step costs as many evaluations as the method has
+    stages; a step into clean data, and in nsr one from pure noise, is one Euler step. `grid` holds
+    the steps, the table's grid also the stages.
     """
-    if variable not in ("rho", "flow"):
-        raise ValueError(f"rho_rk: variable must be 'rho' or 'flow', got {variable!r}")
-    flow = variable == "flow"
+    if variable not in ("nsr", "flow_sigma"):
+        raise ValueError(f"rho_rk: variable must be 'nsr' or 'flow_sigma', got {variable!r}")
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(f"rho_rk: method must be one of {', '.join(METHODS)}, got {method!r}")
-        method, name = METHODS[method], f"rho-{method}"
-    else:
-        name = "rho-rk"
-    rho = np.exp(-np.logaddexp(0, grid.lam)) if flow else np.exp(-grid.lam)
-    lam, stage, steps = [grid.lam[0]], [False], []
+        method = METHODS[method]
+    to, back = TRANSFORMS[variable]
+    y = to(grid.lam)
+    single = np.isposinf(grid.lam[1:]) | np.isinf(y[:-1])
+    lam, stage = [grid.lam[:1]], [np.zeros(1, dtype=bool)]
     for n in range(grid.nfe):
-        plain = not np.isfinite(grid.lam[n + 1] - (0 if flow else grid.lam[n]))
-        inner = [] if plain else list(method.c[1:])
-        steps.append((len(lam) - 1, plain))
-        for c in inner:
-            # The ends as they are, not through a logarithm.
-            middle = rho[n] + c * (rho[n + 1] - rho[n])
-            inside = (np.log1p(-middle) if flow else 0.0) - np.log(middle)
-            lam.append(grid.lam[n + 1] if c == 1 else inside)
-            stage.append(True)
-        lam.append(grid.lam[n + 1])
-        stage.append(False)
-    nodes = expand(grid, np.array(lam), stage)
-    unit = nodes.alpha + nodes.sigma if flow else nodes.alpha
+        c = np.array([1.0] if single[n] else [*method.c[1:], 1.0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inside = back(y[n] + c * (y[n + 1] - y[n]))
+        # Stages at the end of the step are at that node, to the bit.
+        lam.append(np.where(c == 1, grid.lam[n + 1], inside))
+        stage.append(np.arange(len(c)) < len(c) - 1)
+    nodes = expand(grid, np.concatenate(lam), np.concatenate(stage))
+    unit = nodes.alpha if variable == "nsr" else nodes.alpha + nodes.sigma
     rows: list[Row] = []
-    for n, (base, plain) in enumerate(steps):
-        ways = [(1.0,)] if plain else [*method.a[1:], method.b]
-        for i, way in enumerate(ways):
-            target = base + i + 1
-            if unit[base] == 0:
-                # From pure noise the first-order step in x0 (see `Kernel`).
-                carry = nodes.sigma[target] / nodes.sigma[base]
-                rows.append(Row(base, float(carry), {base: float(nodes.alpha[target])}))
-                continue
-            step = unit[target] * (rho[n + 1] - rho[n])
+    for n in range(grid.nfe):
+        base = len(rows)
+        if unit[base] == 0:
+            # From pure noise the first-order step in x0 (see `Kernel`).
+            rows.append(
+                Row(base, float(nodes.sigma[1] / nodes.sigma[0]), {0: float(nodes.alpha[1])})
+            )
+            continue
+        for i, way in enumerate([(1.0,)] if single[n] else [*method.a[1:], method.b]):
+            step = unit[base + i + 1] * (y[n + 1] - y[n])
             terms = {base + j: float(step * w) for j, w in enumerate(way) if w != 0}
-            rows.append(Row(base, float(unit[target] / unit[base]), terms))
-    if flow:
-        return chain(nodes, "flow", rows, name=f"{name}-flow").in_basis("x0")
-    return chain(nodes, "eps", rows, name=name)
+            rows.append(Row(base, float(unit[base + i + 1] / unit[base]), terms))
+    if variable == "nsr":
+        return chain(nodes, "eps", rows, name="rho-rk")
+    return chain(nodes, "flow", rows, name="flow-rk").in_basis("x0")
 
 
-def expand(grid: Grid, lam: np.ndarray, stage: list[bool]) -> Grid:
+def expand(grid: Grid, lam: Float, stage: NDArray[np.bool_]) -> Grid:
     """The grid with stages at new lam; nodes that exist already are taken over unchanged."""
     where = np.searchsorted(grid.lam, lam)
     known = grid.lam[np.minimum(where, grid.nfe)] == lam
     if known.all():
-        return grid.select(where.tolist(), stage)
-    fresh = Grid.from_lams(grid.require_schedule(), lam, np.array(stage))
+        return grid.select(where.tolist(), stage.tolist())
+    fresh = Grid.from_lams(grid.require_schedule(), lam, stage)
     columns = {
-        name: np.where(known, getattr(grid, name)[np.minimum(where, grid.nfe)], getattr(fresh, name))
+        name: np.where(
+            known, getattr(grid, name)[np.minimum(where, grid.nfe)], getattr(fresh, name)
+        )
         for name in ("time", "alpha", "sigma", "lam", "label")
     }
-    return Grid(**columns, stage=np.array(stage), schedule=grid.schedule)
+    return Grid(**columns, stage=stage, schedule=grid.schedule)
 
 
 def heun(grid: Grid) -> Tableau:
-    """Heun's method in sigma / alpha: `rho_rk` with two stages, 2 N - 1 evaluations to clean data."""
+    """Heun in sigma / alpha: `rho_rk` with two stages, 2 N - 1 evaluations to clean data."""
     return rho_rk(grid, "heun").renamed("heun")
 
 
-def dpm2(
-    grid: Grid, r: float = 0.5, prediction: Basis = "eps", form: Form = "midpoint"
-) -> Tableau:
+def dpm2(grid: Grid, r: float = 0.5, prediction: Basis = "eps", form: Form = "midpoint") -> Tableau:
     """DPM-Solver-2 with a stage inserted at lam + r h in every step but one into clean data.
 
     With r = 1/2 and eps it is DPM-Solver-2 of k-diffusion and KDPM2 of diffusers: an Euler step to

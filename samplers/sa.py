@@ -9,7 +9,7 @@ import numpy as np
 from ..schedules import Grid
 from .basis import Basis
 from .kernels import kernel
-from .multistep import Orders, Variant, corrected, lam_moments, polynomial_weights, step_orders
+from .multistep import Variant, corrected, lam_moments, polynomial_weights, step_orders
 from .rows import tableau
 from .tableau import Tableau
 from .unipc import unic
@@ -39,15 +39,15 @@ def sa(
     rows = polynomial_weights(linear, grid.lam, rule, step_orders(grid, predictor, lower_final))
     counts = corrector_counts(grid, corrector, lower_final)
     weights = corrected(
-        linear.carry, rows, unic(grid, linear, counts, variant, rows, counts > 0)
+        linear.carry, rows, unic(grid, linear, counts, variant, rows, (counts > 0).tolist())
     )
     return tableau(grid, prediction, linear.carry, weights, linear.noise, name="sa")
 
 
-def corrector_counts(grid: Grid, count: Orders, lower_final: bool) -> np.ndarray:
+def corrector_counts(grid: Grid, count: int, lower_final: bool) -> np.ndarray:
     """Outputs of each corrector: one more than a predictor of that step could use, at most."""
     if count == 0:
         return np.zeros(grid.nfe, dtype=np.int64)
     if count == 1:
         return np.ones(grid.nfe, dtype=np.int64)
-    return step_orders(grid, int(count) - 1, lower_final) + 1
+    return step_orders(grid, count - 1, lower_final) + 1

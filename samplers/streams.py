@@ -40,7 +40,9 @@ def standard_normal(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
     made at any time, on any split of the batch. Drawn in float32 on the CPU.
     """
     if len(seeds) != len(like):
-        raise ValueError(f"{len(seeds)} seeds for a batch of {len(like)}")
+        raise ValueError(
+            f"{len(seeds)} seeds for a batch of {len(like)}: give one per sample, or a noise hook"
+        )
     z = np.empty(tuple(like.shape), dtype=np.float32)
     for row, seed in zip(z, seeds, strict=True):
         bits = np.random.Philox(key=np.array([seed % 2**64, draw], dtype=np.uint64))

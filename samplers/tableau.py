@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..schedules import Grid
+from ..schedules.base import Float
 from . import defects, files
-from .basis import BASES, Basis, Float, convert
+from .basis import BASES, Basis, convert
 from .program import Step, compile_steps
 from .relations import Rows, change_outputs, eliminate
 
@@ -45,7 +46,7 @@ class Tableau:
     grid: Grid
     carry: Float
     weights: Float
-    noise: Float | None = None  # type: ignore[assignment]
+    noise: Float = field(default_factory=lambda: np.zeros((0, 0)))
     basis: Basis = "x0"
     name: str = "custom"
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -54,38 +55,22 @@ class Tableau:
 
     def __post_init__(self) -> None:
         n = self.grid.nfe
-        if self.noise is None:
+        if len(self.noise) == 0:
             object.__setattr__(self, "noise", np.zeros((n, n)))
         if self.basis not in BASES:
             raise ValueError(f"tableau {self.name}: basis {self.basis!r} is not one of {BASES}")
         for what, dims in (("carry", 1), ("weights", 2), ("noise", 2)):
-            value = getattr(self, what)
-            if not isinstance(value, torch.Tensor):
-                value = np.array(value, dtype=np.float64)
-                value.flags.writeable = False
-                object.__setattr__(self, what, value)
-            if tuple(value.shape[:dims]) != (n,) * dims:
-                raise ValueError(
-                    f"tableau {self.name}: {what} has shape {tuple(value.shape)}, the grid has {n} steps"
-                )
-            if isinstance(value, torch.Tensor):
-                continue
-            rows = value.reshape(n, -1)
-            if not np.isfinite(rows).all():
-                row = int((~np.isfinite(rows)).any(1).argmax())
-                raise ValueError(f"tableau {self.name}: {what} row {row} is not finite")
-            if dims == 2:
-                upper = np.triu(np.any(value.reshape(n, n, -1) != 0, -1), 1)
-                if upper.any():
-                    row = int(upper.any(1).argmax())
-                    raise ValueError(
-                        f"tableau {self.name}: {what} row {row} uses entry {int(upper[row].argmax())}, "
-                        f"which does not exist yet at that row (the table must be lower triangular)"
-                    )
+            label = f"tableau {self.name}: {what}"
+            object.__setattr__(self, what, checked(getattr(self, what), n, dims, label))
         object.__setattr__(self, "meta", dict(self.meta))
         # Here and not on first use, which may be inside a compiled or captured run.
         steps = compile_steps(self.grid.nodes, self.carry, self.weights, self.noise, self.basis)
         object.__setattr__(self, "steps", steps)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rebuilt from its fields, so that copies are read-only and checked, too.
+        names = ("grid", "carry", "weights", "noise", "basis", "name", "meta")
+        return type(self), tuple(getattr(self, name) for name in names)
 
     @property
     def nfe(self) -> int:
@@ -101,8 +86,19 @@ class Tableau:
         """For each row, the outputs that later rows still need after it has run."""
         return tuple(step.live for step in self.steps)
 
+    def numeric(self) -> Tableau:
+        """The table itself, if its coefficients are plain numbers; ValueError otherwise."""
+        arrays = (self.carry, self.weights, self.noise)
+        if any(isinstance(a, torch.Tensor) for a in arrays) or self.weights.ndim != 2:
+            raise ValueError(
+                f"tableau {self.name}: this needs plain numbers, [N] and [N, N] in numpy; it has "
+                f"tensors or per-sample coefficients (detach them, or take one sample's)"
+            )
+        return self
+
     def expanded(self) -> Expanded:
         """All states as combinations of x[0], the outputs and the noises."""
+        self.numeric()
         n = self.grid.nfe
         full = Expanded(np.ones(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n)))
         for row, carry in enumerate(self.carry):
@@ -129,6 +125,7 @@ class Tableau:
         """
         if basis == self.basis:
             return self
+        self.numeric()
         p, q = convert(self.basis, basis, self.grid.alpha[:-1], self.grid.sigma[:-1])
         rows = change_outputs(Rows(self.carry, self.weights, self.noise), p, q)
         return Tableau(self.grid, *rows, basis, self.name, self.meta)
@@ -167,3 +164,25 @@ class Tableau:
     def __repr__(self) -> str:
         return f"Tableau({self.name!r}, nfe={self.nfe}, basis={self.basis!r})"
 
+
+def checked(value: Any, n: int, dims: int, label: str) -> Any:
+    """A read-only float64 copy (tensors as they are), or ValueError that names the row."""
+    tensor = isinstance(value, torch.Tensor)
+    value = value if tensor else np.array(value, dtype=np.float64)
+    if tuple(value.shape[:dims]) != (n,) * dims:
+        raise ValueError(f"{label} has shape {tuple(value.shape)}, but the grid has {n} steps")
+    if tensor:
+        return value
+    value.flags.writeable = False
+    bad = ~np.isfinite(value.reshape(n, -1)).all(1)
+    if bad.any():
+        raise ValueError(f"{label} row {int(bad.argmax())} is not finite")
+    if dims == 2:
+        above = np.triu(np.any(value.reshape(n, n, -1) != 0, -1), 1)
+        if above.any():
+            row = int(above.any(1).argmax())
+            raise ValueError(
+                f"{label} row {row} uses entry {int(above[row].argmax())}, which does not exist "
+                f"yet at that row (the table must be lower triangular)"
+            )
+    return value

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..schedules import EDM, Grid
-from ..schedules.base import Form
-from .basis import Basis, Float, affine
+from ..schedules.base import Float, Form
+from .basis import Basis, affine
 from .diffusers_model import NAMES
 from .relations import eliminate
 from .tableau import Expanded, Tableau
@@ -81,13 +81,13 @@ def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
     n = len(times)
     # Basis: states 0..n-1, outputs 0..n-1, noises 0..n-1.
     unit = np.eye(3 * n)
-    rows = run(
+    ran = run(
         scheduler,
         [vector(unit[k]) for k in range(n)],
         [vector(unit[n + k]) for k in range(n)],
         [vector(unit[2 * n + k]) for k in range(n)],
     )
-    relations = np.stack([row.numpy().reshape(-1) for row in rows])
+    relations = np.stack([row.numpy().reshape(-1) for row in ran])
     name = type(scheduler).__name__
     if not np.isfinite(relations).all():
         step = int((~np.isfinite(relations)).any(1).argmax())
@@ -104,7 +104,10 @@ def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
     stage[:warmup] = np.arange(warmup) % 4 != 0
     # A last level that repeats counts as one as long as a step comes before it.
     stage[0] = False
-    grid = Grid(labels, nodes.alpha, nodes.sigma, lam, labels, stage)
+    # States in EDM form say so: a denoiser scales them to its network.
+    edm = bool((nodes.alpha == 1).all())
+    clock = nodes.sigma if edm else labels
+    grid = Grid(clock, nodes.alpha, nodes.sigma, lam, labels, stage, EDM() if edm else None)
     if check:
         check_linear(scheduler, relations, name)
     # m = p x + q x0, and from there x0 = (x - sigma eps) / alpha.
@@ -124,7 +127,8 @@ def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
 def raised(scheduler: Any) -> Any:
     """A copy whose tables of noise levels are float64."""
     scheduler = copy.deepcopy(scheduler)
-    for name in ("sigmas", "sigmas_interpol", "alphas_cumprod", "alphas", "betas", "final_alpha_cumprod", "one"):
+    names = "sigmas sigmas_interpol alphas_cumprod alphas betas final_alpha_cumprod one"
+    for name in names.split():
         value = getattr(scheduler, name, None)
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(scheduler, name, value.double())
@@ -137,7 +141,10 @@ def vector(values: Float) -> Tensor:
 
 
 def run(
-    scheduler: Any, states: Sequence[Tensor | None], outputs: Sequence[Tensor], noises: Sequence[Tensor]
+    scheduler: Any,
+    states: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+    noises: Sequence[Tensor],
 ) -> list[Tensor]:
     """Step a copy of the scheduler; a state of None goes on from the step before."""
     scheduler = copy.deepcopy(scheduler)
@@ -175,8 +182,10 @@ def run(
 def scheduler_nodes(scheduler: Any) -> Nodes:
     """Where a diffusers scheduler's states live, and what its network predicts."""
     config, n = scheduler.config, len(scheduler.timesteps)
-    kind = NAMES.get(config.get("prediction_type", "epsilon"), "eps")
-    flow = "FlowMatch" in type(scheduler).__name__ or bool(config.get("use_flow_sigmas"))
+    kind = cast(Basis, NAMES.get(config.get("prediction_type", "epsilon"), "eps"))
+    flow = bool(config.get("use_flow_sigmas"))
+    if "FlowMatch" in type(scheduler).__name__:
+        kind, flow = "flow", True
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.double().numpy()
         if hasattr(scheduler, "sigmas_interpol"):
@@ -190,15 +199,15 @@ def scheduler_nodes(scheduler: Any) -> Nodes:
             nsr, data = sigma[:-1], config["sigma_data"]
             total = np.hypot(nsr, data)
             skip, out = (data / total) ** 2, nsr * data / total
-            if config["prediction_type"] == "v_prediction":
-                raise ValueError("trace: EDM schedulers are supported with prediction_type 'epsilon'")
+            # There a v_prediction is F with the other sign.
+            out = -out if kind == "v" else out
             return Nodes(alpha, sigma, -skip / out, 1 / out)
         if form == "edm" and kind == "v":
             # v is defined on the variance-preserving state x / sqrt(1 + sigma^2).
             a, s = from_ratio(sigma[:-1], "vp")
-            p, q = affine("v", a, s)
+            p, q = predicted("v", a, s)
             return Nodes(alpha, sigma, p * a, q)
-        return Nodes(alpha, sigma, *affine("flow" if flow else kind, alpha[:-1], sigma[:-1]))
+        return Nodes(alpha, sigma, *predicted(kind, alpha[:-1], sigma[:-1]))
     if hasattr(scheduler, "alphas_cumprod"):
         bar = scheduler.alphas_cumprod.double().numpy()
         times = scheduler.timesteps.numpy()
@@ -206,10 +215,17 @@ def scheduler_nodes(scheduler: Any) -> Nodes:
         last = bar[after] if after >= 0 else float(getattr(scheduler, "final_alpha_cumprod", 1.0))
         product = np.append(bar[times], last)
         alpha, sigma = np.sqrt(product), np.sqrt(1 - product)
-        return Nodes(alpha, sigma, *affine(kind, alpha[:-1], sigma[:-1]))
+        return Nodes(alpha, sigma, *predicted(kind, alpha[:-1], sigma[:-1]))
     # IPNDM: its own law, and outputs that it reads as v.
     alpha, sigma = scheduler.alphas.double().numpy(), scheduler.betas.double().numpy()
-    return Nodes(alpha, sigma, *affine("v", alpha[:-1], sigma[:-1]))
+    return Nodes(alpha, sigma, *predicted("v", alpha[:-1], sigma[:-1]))
+
+
+def predicted(kind: Basis, alpha: Float, sigma: Float) -> tuple[Float, Float]:
+    """(p, q) of m = p x + q x0 as diffusers reads a prediction: v by x0 = alpha x - sigma v."""
+    if kind == "v":
+        return alpha / sigma, -1 / sigma
+    return affine(kind, alpha, sigma)
 
 
 def is_scaled(scheduler: Any) -> bool:
@@ -249,7 +265,7 @@ def check_linear(scheduler: Any, relations: Float, name: str) -> None:
         used = np.flatnonzero(row)
         expected = torch.stack([row[k] * terms[k] for k in used]).sum(0)
         error = float((state - expected).abs().max())
-        if not error <= 1e-3 * float(max(1.0, expected.abs().max())):
+        if not error <= 1e-3 * max(1.0, float(expected.abs().max())):
             raise ValueError(
                 f"trace: {name} is not linear: step {step} differs from its own impulses by "
                 f"{error:.3g}; switch off thresholding and clip_sample"
@@ -298,7 +314,9 @@ def trace_function(sample: Callable[..., Tensor], sigmas: Sequence[float], check
     expected = torch.stack([w * term for w, term in zip(rows[-1], terms, strict=True)]).sum(0)
     error = float((original.result - expected).abs().max())
     if check and not error <= 1e-6 * float(expected.abs().max()):
-        raise ValueError(f"trace: {name} is not linear: it differs from its own impulses by {error:.3g}")
+        raise ValueError(
+            f"trace: {name} is not linear: it differs from its own impulses by {error:.3g}"
+        )
     return table
 
 

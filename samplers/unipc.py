@@ -58,7 +58,9 @@ def unic(
     Rows switched off by `mask`, the last row and rows of infinite length repeat the predictor.
     """
     n = grid.nfe
-    on = np.broadcast_to(np.asarray(mask, dtype=bool), n) if np.ndim(mask) == 0 else np.asarray(mask)
+    on = (
+        np.broadcast_to(np.asarray(mask, dtype=bool), n) if np.ndim(mask) == 0 else np.asarray(mask)
+    )
     if on.shape != (n,):
         raise ValueError(f"corrector: {n} steps need one flag or {n} flags, got {len(on)}")
     on = on & np.isfinite(linear.h) & (np.arange(n) < n - 1)

@@ -3,7 +3,7 @@
 from .base import Schedule
 from .edm import EDM
 from .flow import FlowMatching
-from .grid import Grid
+from .grid import Grid, Node
 from .spacing import SPACINGS, Spacing, grid
 from .vp import VPCosine, VPDiscrete, VPLinear, betas, zero_terminal_snr
 
@@ -12,6 +12,7 @@ __all__ = [
     "SPACINGS",
     "FlowMatching",
     "Grid",
+    "Node",
     "Schedule",
     "Spacing",
     "VPCosine",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Float = NDArray[np.float64]
+# float64 arrays; numpy types the results of most of its functions no more closely than this.
+Float = NDArray[np.floating[Any]]
 Form = Literal["vp", "edm", "flow"]
 
 
@@ -89,10 +90,15 @@ class Schedule(ABC):
 
 
 def as_times(t: ArrayLike, low: float, high: float, who: str) -> Float:
-    """Return t as float64 after checking low <= t <= high; raises ValueError naming the value."""
+    """Return t as float64 in [low, high]; raises ValueError naming a value outside.
+
+    A few units of rounding outside are clipped: `time` of `lam` of an end may land there.
+    """
     times = np.asarray(t, dtype=np.float64)
+    rounding = 8 * np.finfo(np.float64).eps
+    below, above = low - rounding * max(abs(low), 1.0), high + rounding * abs(high)
     # NaN fails both comparisons and is reported like any other bad value.
-    bad = ~((times >= low) & (times <= high))
+    bad = ~((times >= below) & (times <= above))
     if bad.any():
         raise ValueError(f"{who}: time {times[bad].flat[0]} is outside [{low}, {high}]")
-    return times
+    return times.clip(low, high)

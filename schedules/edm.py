@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from typing_extensions import override
 
 from .base import Float, Form, Schedule, as_times
 
@@ -15,7 +16,7 @@ from .base import Float, Form, Schedule, as_times
 class EDM(Schedule):
     """x_t = x0 + t eps; the label is c_noise = log(sigma) / 4.
 
-    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1.
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models".
     `sigma_min` and `sigma_max` bound the grids, not the schedule: any t >= 0 is legal.
     """
 
@@ -30,23 +31,29 @@ class EDM(Schedule):
             )
 
     @property
+    @override
     def t_max(self) -> float:
         return self.sigma_max
 
     @property
+    @override
     def t_min(self) -> float:
         return self.sigma_min
 
     @property
+    @override
     def t_zero(self) -> float:
         return 0.0
 
+    @override
     def lam(self, t: ArrayLike) -> Float:
         with np.errstate(divide="ignore"):
-            return -np.log(as_times(t, 0, np.finfo(np.float64).max, "EDM"))
+            return -np.log(as_times(t, 0, np.inf, "EDM"))
 
+    @override
     def time(self, lam: ArrayLike) -> Float:
         return np.exp(-np.asarray(lam, dtype=np.float64))
 
+    @override
     def label(self, t: ArrayLike) -> Float:
         return -0.25 * self.lam(t)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from typing_extensions import override
 
 from .base import Float, Form, Schedule, as_times
 
@@ -29,21 +30,26 @@ class FlowMatching(Schedule):
         as_times(self.t_min, np.nextafter(0, 1), 1, "FlowMatching t_min")
 
     @property
+    @override
     def t_max(self) -> float:
         return 1.0
 
     @property
+    @override
     def t_zero(self) -> float:
         return 0.0
 
+    @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, 0, 1, "FlowMatching")
         with np.errstate(divide="ignore"):
             return np.log1p(-t) - np.log(t) - np.log(self.shift)
 
+    @override
     def time(self, lam: ArrayLike) -> Float:
         # Undo the shift in lam, where it is an offset: t = sigmoid(-(lam + log shift)).
         return np.exp(-np.logaddexp(0, np.asarray(lam, dtype=np.float64) + np.log(self.shift)))
 
+    @override
     def label(self, t: ArrayLike) -> Float:
         return 1000 * self.sigma(t)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .base import Float, Schedule
 from .edm import EDM
+
+COLUMNS = ("time", "alpha", "sigma", "lam", "label", "stage")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -31,7 +34,8 @@ class Node:
     next: Node | None
 
     def __repr__(self) -> str:
-        return f"Node({self.index}, time={self.time:.6g}, alpha={self.alpha:.6g}, sigma={self.sigma:.6g})"
+        levels = f"alpha={self.alpha:.6g}, sigma={self.sigma:.6g}"
+        return f"Node({self.index}, time={self.time:.6g}, {levels})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,39 +56,62 @@ class Grid:
     sigma: Float
     lam: Float
     label: Float
-    stage: NDArray[np.bool_] = None  # type: ignore[assignment]
+    stage: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         size = np.shape(self.time)
-        if self.stage is None:
+        if self.stage.size == 0:
             object.__setattr__(self, "stage", np.zeros(size, dtype=bool))
-        for field in fields(self)[:6]:
-            value = np.array(getattr(self, field.name), dtype=bool if field.name == "stage" else float)
+        for column in COLUMNS:
+            value = np.array(getattr(self, column), dtype=bool if column == "stage" else float)
             value.flags.writeable = False
-            object.__setattr__(self, field.name, value)
+            object.__setattr__(self, column, value)
             if value.shape != size or value.ndim != 1:
-                raise ValueError(f"grid: {field.name} has shape {value.shape}, time has {size}")
+                raise ValueError(f"grid: {column} has shape {value.shape}, time has {size}")
             if np.isnan(value).any():
-                raise ValueError(f"grid: {field.name} is NaN at node {int(np.isnan(value).argmax())}")
+                raise ValueError(f"grid: {column} is NaN at node {int(np.isnan(value).argmax())}")
         if len(self.time) < 2:
             raise ValueError(f"grid: at least 2 nodes are needed (nfe >= 1), got {len(self.time)}")
         if self.stage[0] or self.stage[-1]:
             raise ValueError("grid: the first and the last node cannot be stages of a step")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            derived = np.log(self.alpha) - np.log(self.sigma)
+            # Equal infinities differ by NaN; float32 levels agree to 1e-6.
+            wrong = ~(np.abs(derived - self.lam) <= 1e-5 * (1 + np.abs(self.lam)))
+        wrong &= derived != self.lam
+        if wrong.any():
+            k = int(wrong.argmax())
+            raise ValueError(
+                f"grid: node {k} has lam {self.lam[k]:.6g}, but its alpha {self.alpha[k]:.6g} and "
+                f"sigma {self.sigma[k]:.6g} make it {derived[k]:.6g}"
+            )
         if np.isposinf(self.lam[:-1]).any():
             k = int(np.isposinf(self.lam).argmax())
-            raise ValueError(f"grid: node {k} is already clean (sigma = 0) but is not the last node")
+            raise ValueError(
+                f"grid: node {k} is already clean (sigma = 0) but is not the last node"
+            )
         steps = np.flatnonzero(~self.stage)
         # Two nodes at lam = -inf differ by NaN, which also fails this test.
         with np.errstate(invalid="ignore"):
             bad = ~(np.diff(self.lam[steps]) > 0)
         if bad.any():
             a, b = steps[int(bad.argmax())], steps[int(bad.argmax()) + 1]
-            what = "repeats" if self.lam[a] == self.lam[b] else "is noisier than"
+            relation = "repeats" if self.lam[a] == self.lam[b] else "is noisier than"
+            here, there = (f"time {self.time[k]:.6g}, lam {self.lam[k]:.6g}" for k in (b, a))
             raise ValueError(
-                f"grid: node {b} (time {self.time[b]:.6g}, lam {self.lam[b]:.6g}) {what} node {a} (time "
-                f"{self.time[a]:.6g}, lam {self.lam[a]:.6g}); nodes must run strictly from noise to data"
+                f"grid: node {b} ({here}) {relation} node {a} ({there}); nodes must run strictly "
+                f"from noise to data"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rebuilt from its columns: the chain of nodes would exhaust the stack of pickle and copy.
+        return type(self), (*(getattr(self, column) for column in COLUMNS), self.schedule)
+
+    @cached_property
+    def nsr(self) -> Float:
+        """Noise-to-signal ratio sigma / alpha; inf at pure noise."""
+        return np.exp(-self.lam)
 
     @property
     def nfe(self) -> int:
@@ -95,9 +122,10 @@ class Grid:
     def nodes(self) -> tuple[Node, ...]:
         """The nodes one by one, each linked to the next."""
         nodes: list[Node] = []
-        columns = [getattr(self, field.name).tolist() for field in fields(self)[:6]]
-        for index, values in reversed(list(enumerate(zip(*columns, strict=True)))):
-            nodes.append(Node(index, *values, self.schedule, nodes[-1] if nodes else None))
+        for index in reversed(range(len(self.time))):
+            values = {column: getattr(self, column)[index].item() for column in COLUMNS}
+            following = nodes[-1] if nodes else None
+            nodes.append(Node(index=index, **values, schedule=self.schedule, next=following))
         return tuple(reversed(nodes))
 
     @classmethod
@@ -112,7 +140,7 @@ class Grid:
             sigma=schedule.sigma(times),
             lam=schedule.lam(times),
             label=schedule.label(times),
-            stage=None if stage is None else np.asarray(stage),  # type: ignore[arg-type]
+            stage=np.asarray([] if stage is None else stage, dtype=bool),
             schedule=schedule,
         )
 
@@ -125,11 +153,14 @@ class Grid:
     def from_sigmas(cls, sigmas: ArrayLike, schedule: Schedule | None = None) -> Grid:
         """Nodes at explicit noise-to-signal ratios sigma / alpha, falling, N + 1 of them.
 
-        Without a schedule they are in EDM form: alpha = 1 and sigma is as given.
+        Without a schedule they are in EDM form: alpha = 1 and sigma is as given. The sigmas of a
+        flow are no ratios: give them to `from_times` as times of FlowMatching(shift=1).
         """
         sigmas = np.asarray(sigmas, dtype=np.float64)
         if not (np.isfinite(sigmas) & (sigmas >= 0)).all():
-            raise ValueError(f"from_sigmas: every sigma must be finite and >= 0, got {sigmas.tolist()}")
+            raise ValueError(
+                f"from_sigmas: every sigma must be finite and >= 0, got {sigmas.tolist()}"
+            )
         if schedule is None:
             return cls.from_times(EDM(), sigmas)
         with np.errstate(divide="ignore"):
@@ -150,14 +181,14 @@ class Grid:
 
     def select(self, index: Sequence[int], stage: Sequence[bool]) -> Grid:
         """The nodes `index`, in that order and possibly repeated, with new stage marks."""
-        nodes = {f.name: getattr(self, f.name)[list(index)] for f in fields(self)[:5]}
+        nodes = {column: getattr(self, column)[list(index)] for column in COLUMNS[:-1]}
         return Grid(**nodes, stage=np.asarray(stage), schedule=self.schedule)
 
     def require_schedule(self) -> Schedule:
         """The schedule, or ValueError when the grid came from numbers alone."""
         if self.schedule is None:
             raise ValueError(
-                "this solver needs points between the nodes, and this grid does not know its noise "
-                "schedule: build it with schedules.grid(schedule, ...) or Grid.from_sigmas(..., schedule)"
+                "this solver needs points between the nodes, and this grid does not know its "
+                "noise schedule: build it with schedules.grid or Grid.from_sigmas(.., schedule)"
             )
         return self.schedule

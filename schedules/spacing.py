@@ -30,6 +30,13 @@ class Spacing:
     rho: float = 1.0
     quantiles: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.rho > 0 or (self.variable == "lam" and self.rho != 1):
+            raise ValueError(
+                f"spacing: rho must be positive, and 1 in lam, which changes sign; got {self.rho} "
+                f"in {self.variable}"
+            )
+
     def ramp(self, n: int) -> Float:
         """n values of u from 0 to 1 (one value: 0)."""
         u = np.linspace(0, 1, n)
@@ -65,13 +72,14 @@ def discrete_times(rule: str, total: int, n: int, multistep: bool, offset: int) 
 
     linspace: round(linspace(0, total - 1, n)); leading: multiples of total // n, plus `offset`;
     trailing: round(total - k total / n) - 1. With `multistep`, linspace and leading place n + 1
-    points and drop the cleanest, as the multistep classes of diffusers do. Lin et al. 2023, table 2.
+    points and drop the cleanest, as the multistep classes of diffusers do (Lin et al. 2023, table
+    2).
     """
     points = n + 1 if multistep and rule != "trailing" else n
     match rule:
         case "linspace":
             # One point is the noisiest, not 0.
-            times = np.linspace(0, total - 1, max(points, 2)).round()[::-1]
+            times: Float = np.linspace(0, total - 1, max(points, 2)).round()[::-1]
         case "leading":
             times = (np.arange(points) * (total // points))[::-1] + float(offset)
         case _:
@@ -123,13 +131,22 @@ def grid(
         raise ValueError(f"grid: end must be 'zero' or 'min', got {end!r}")
     start = schedule.t_max if t_max is None else t_max
     stop = schedule.t_min if t_min is None else t_min
+    discrete = isinstance(spacing, str) and spacing in DISCRETE_RULES
+    given = {"t_max": t_max, "rho": rho} if discrete else {"multistep": multistep, "offset": offset}
+    unused = [name for name, value in given.items() if value]
+    if unused:
+        raise ValueError(f"grid: spacing {spacing!r} has no option {' and '.join(unused)}")
     if isinstance(spacing, str) and spacing in DISCRETE_RULES:
         if not isinstance(schedule, VPDiscrete):
-            raise ValueError(f"grid: spacing {spacing!r} is for VPDiscrete, not {type(schedule).__name__}")
+            raise ValueError(
+                f"grid: spacing {spacing!r} is for VPDiscrete, not {type(schedule).__name__}"
+            )
         # A run that ends at t_min is one of n + 1 points, too: the cleanest is its last node.
         ahead = multistep or end == "min"
         times = discrete_times(spacing, int(schedule.t_max) + 1, nfe, ahead, offset)
-        return Grid.from_times(schedule, np.append(times, schedule.t_zero if end == "zero" else stop))
+        return Grid.from_times(
+            schedule, np.append(times, schedule.t_zero if end == "zero" else stop)
+        )
     rule = named(spacing) if isinstance(spacing, str) else spacing
     rule = rule if rho is None else replace(rule, rho=rho)
     if rule.variable == "time":

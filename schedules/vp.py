@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from typing_extensions import override
 
 from .base import Float, Form, Schedule, as_times, softplus
 
@@ -24,7 +25,8 @@ class VPLinear(Schedule):
     """Linear beta(t) on t in [0, 1]: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
 
     Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 33. The inverse is closed:
-    with q = log(1 + e^(-2 lam)), t = 2 q / (beta_min + sqrt(beta_min^2 + 2 (beta_max - beta_min) q)).
+    with q = log(1 + e^(-2 lam)) and d = beta_max - beta_min,
+    t = 2 q / (beta_min + sqrt(beta_min^2 + 2 d q)).
     """
 
     beta_min: float = 0.1
@@ -40,24 +42,29 @@ class VPLinear(Schedule):
         as_times(self.t_min, np.nextafter(0, 1), 1, "VPLinear t_min")
 
     @property
+    @override
     def t_max(self) -> float:
         return 1.0
 
     @property
+    @override
     def t_zero(self) -> float:
         return 0.0
 
+    @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, 0, 1, "VPLinear")
         return lam_from_log_alpha(
             -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
         )
 
+    @override
     def time(self, lam: ArrayLike) -> Float:
         q = softplus(-2 * np.asarray(lam, dtype=np.float64))
         slope = self.beta_max - self.beta_min
         return 2 * q / (self.beta_min + np.sqrt(self.beta_min**2 + 2 * slope * q))
 
+    @override
     def label(self, t: ArrayLike) -> Float:
         """1000 t, the convention of the continuous networks of Song et al."""
         return 1000 * as_times(t, 0, 1, "VPLinear")
@@ -82,10 +89,12 @@ class VPCosine(Schedule):
         as_times(self.t_min, np.nextafter(0, 1), 1, "VPCosine t_min")
 
     @property
+    @override
     def t_max(self) -> float:
         return 1.0
 
     @property
+    @override
     def t_zero(self) -> float:
         return 0.0
 
@@ -93,6 +102,7 @@ class VPCosine(Schedule):
     def _u0(self) -> float:
         return self.s / (1 + self.s) * np.pi / 2
 
+    @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, 0, 1, "VPCosine")
         gap = t / (1 + self.s) * np.pi / 2
@@ -101,17 +111,19 @@ class VPCosine(Schedule):
         with np.errstate(divide="ignore"):
             return np.log(cos_u) - 0.5 * np.log(np.sin(gap) * np.sin(gap + 2 * self._u0))
 
+    @override
     def time(self, lam: ArrayLike) -> Float:
         lam = np.asarray(lam, dtype=np.float64)
         sigma, alpha = np.exp(-0.5 * softplus(2 * lam)), np.exp(-0.5 * softplus(-2 * lam))
         cos0, sin0 = np.cos(self._u0), np.sin(self._u0)
         u = np.arctan2(np.hypot(sin0, sigma * cos0), alpha * cos0)
         # u - u0 from sin(u - u0) sin(u + u0) = sigma^2 cos(u0)^2, without cancellation near u0.
-        gap = np.where(
-            u < np.pi / 4, np.arcsin(np.minimum((sigma * cos0) ** 2 / np.sin(u + self._u0), 1)), u - self._u0
-        ) if self.s > 0 else u
+        with np.errstate(invalid="ignore"):
+            near = np.arcsin(np.minimum((sigma * cos0) ** 2 / np.sin(u + self._u0), 1))
+        gap = np.where((u < np.pi / 4) & (self.s > 0), near, u - self._u0)
         return gap * (1 + self.s) * 2 / np.pi
 
+    @override
     def label(self, t: ArrayLike) -> Float:
         """1000 t."""
         return 1000 * as_times(t, 0, 1, "VPCosine")
@@ -136,16 +148,26 @@ class VPDiscrete(Schedule):
             raise ValueError("VPDiscrete needs either betas or alphas_cumprod, and not both")
         product = self._alphas_cumprod
         if product.ndim != 1 or len(product) < 2:
-            raise ValueError(f"VPDiscrete needs a 1-D table of 2 levels or more, not shape {product.shape}")
+            raise ValueError(
+                f"VPDiscrete needs a 1-D table of 2 levels or more, not shape {product.shape}"
+            )
         inside = (product > 0) & (product < 1)
         inside[-1] |= product[-1] == 0
         falling = np.append(True, np.diff(product) < 0)
         if not (inside & falling).all():
             k = int(np.argmin(inside & falling))
             raise ValueError(
-                f"VPDiscrete: alphas_cumprod must fall strictly inside (0, 1), only the last may be 0; "
+                f"VPDiscrete: alphas_cumprod must fall inside (0, 1), only the last may be 0; "
                 f"entry {k} is {product[k]}"
             )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VPDiscrete) and np.array_equal(
+            self._alphas_cumprod, other._alphas_cumprod
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._alphas_cumprod.tobytes())
 
     @cached_property
     def _alphas_cumprod(self) -> Float:
@@ -161,21 +183,26 @@ class VPDiscrete(Schedule):
             return np.append(np.inf, 0.5 * (np.log(product) - np.log1p(-product)))
 
     @property
+    @override
     def t_max(self) -> float:
         return float(len(self._alphas_cumprod) - 1)
 
     @property
+    @override
     def t_min(self) -> float:
         return 0.0
 
     @property
+    @override
     def t_zero(self) -> float:
         return -1.0
 
     @property
+    @override
     def knots(self) -> Float:
-        return np.arange(self.t_max)
+        return np.arange(self.t_max, dtype=np.float64)
 
+    @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, -1, self.t_max, "VPDiscrete")
         low = np.minimum(np.floor(t), self.t_max - 1).astype(int) + 1
@@ -186,25 +213,29 @@ class VPDiscrete(Schedule):
             curved = np.where(share == 1, b, -np.log(np.tan(angle)))
             return np.where(finite, a + share * (b - a), curved)
 
+    @override
     def time(self, lam: ArrayLike) -> Float:
-        lam = np.asarray(lam, dtype=np.float64)
+        asked = np.asarray(lam, dtype=np.float64)
         noisiest = self._lam[-1]
-        beyond = lam < noisiest - 1e-6
+        beyond = asked < noisiest - 1e-6
         if beyond.any():
             raise ValueError(
-                f"VPDiscrete: lam = {lam[beyond].flat[0]} is noisier than the last trained level, "
-                f"lam = {noisiest}; start the grid at or below sigma / alpha = {np.exp(-noisiest):.6g}"
+                f"VPDiscrete: lam = {asked[beyond].flat[0]} is noisier than the last trained "
+                f"level, {noisiest}; start the grid at sigma / alpha <= {np.exp(-noisiest):.6g}"
             )
-        lam = np.maximum(lam, noisiest)
+        level = np.maximum(asked, noisiest)
         # The table falls; searchsorted wants it rising.
-        low = np.clip(len(self._lam) - 1 - np.searchsorted(self._lam[::-1], lam), 0, len(self._lam) - 2)
+        low = np.clip(
+            len(self._lam) - 1 - np.searchsorted(self._lam[::-1], level), 0, len(self._lam) - 2
+        )
         a, b = self._lam[low], self._lam[low + 1]
-        angles = [np.arctan(np.exp(-value)) for value in (a, b, lam)]
+        angles = [np.arctan(np.exp(-value)) for value in (a, b, level)]
         with np.errstate(invalid="ignore"):
-            linear = (lam - a) / (b - a)
+            linear = (level - a) / (b - a)
             curved = (angles[2] - angles[0]) / (angles[1] - angles[0])
         return low - 1 + np.where(np.isfinite(a) & np.isfinite(b), linear, curved)
 
+    @override
     def label(self, t: ArrayLike) -> Float:
         return np.asarray(t, dtype=np.float64)
 
@@ -228,7 +259,9 @@ def betas(
         case "squaredcos_cap_v2":
             bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
             return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
-    raise ValueError(f"betas: unknown kind {kind!r}; choose linear, scaled_linear, squaredcos_cap_v2")
+    raise ValueError(
+        f"betas: unknown kind {kind!r}; choose linear, scaled_linear, squaredcos_cap_v2"
+    )
 
 
 def zero_terminal_snr(alphas_cumprod: ArrayLike) -> Float:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import fewstep
 import numpy as np
 import torch
-from torch import Tensor
-
-import fewstep
 from fewstep.samplers import exact
 from fewstep.schedules import (
     EDM,
@@ -22,6 +20,7 @@ from fewstep.schedules import (
     betas,
     zero_terminal_snr,
 )
+from torch import Tensor
 
 SCHEDULES: dict[str, Schedule] = {
     "vp-linear": VPLinear(),
@@ -74,7 +73,9 @@ def gentle() -> Problem:
     return Problem(denoiser, 400.0, 0.05, x, integrate(denoiser, x, 400.0, 0.05))
 
 
-def integrate(denoiser: exact.Mixture, x: Tensor, start: float, stop: float, n: int = 4000) -> Tensor:
+def integrate(
+    denoiser: exact.Mixture, x: Tensor, start: float, stop: float, n: int = 4000
+) -> Tensor:
     """Classical RK4 on d(x)/d(log sigma) = x - x0(x, sigma), written out independently."""
     levels = np.geomspace(start, stop, 2 * n + 1)
     nodes = Grid.from_sigmas(levels).nodes

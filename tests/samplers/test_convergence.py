@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import fewstep
 import numpy as np
 import pytest
 import torch
-
-import fewstep
 from fewstep.samplers import build, exact
-from fewstep.schedules import EDM, Grid, VPLinear
+from fewstep.schedules import Grid, VPLinear
 
 from .problems import Problem, gentle
 
@@ -74,9 +73,7 @@ def test_the_registry_states_these_orders():
         if solver.name in ORDERS:
             assert solver.order == ORDERS[solver.name], solver.name
     deterministic = {
-        s.name
-        for s in fewstep.samplers.solvers()
-        if not build(s.name, gentle().grid(3)).stochastic
+        s.name for s in fewstep.samplers.solvers() if not build(s.name, gentle().grid(3)).stochastic
     }
     assert deterministic == set(ORDERS)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fewstep
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-
-import fewstep
 from fewstep.samplers import denoiser, exact, from_diffusers, from_diffusers_config, guidance
 from fewstep.schedules import EDM, FlowMatching, Grid, VPDiscrete, VPLinear, betas
 
@@ -62,6 +63,31 @@ def test_any_network_on_any_grid(schedule, prediction, form):
         torch.testing.assert_close(wrapped(x, node), TRUTH(x, node), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", [VPDiscrete(betas()), EDM()])
+def test_a_loaded_table_samples_the_same(form, tmp_path):
+    """A file holds the law of its nodes, so a network is told the same labels after loading."""
+    schedule = VPDiscrete(betas())
+    wrapped = denoiser(lambda x, label: torch.tanh(x + label[:, None] / 1000), schedule)
+    grid = Grid.from_sigmas([14.0, 5.0, 1.0, 0.2, 0.0], form)
+    table = fewstep.build("unipc-2", grid)
+    table.save(tmp_path / "table.json")
+    loaded = fewstep.Tableau.load(tmp_path / "table.json")
+    x = fewstep.noise(grid, (3,), range(4))
+    expected = fewstep.sample(wrapped, table, x)
+    assert torch.equal(fewstep.sample(wrapped, loaded, x), expected)
+    # Without the law, the numbers decide whose nodes they are.
+    anonymous = dataclasses.replace(loaded, grid=dataclasses.replace(loaded.grid, schedule=None))
+    torch.testing.assert_close(fewstep.sample(wrapped, anonymous, x), expected)
+
+
+def test_a_wrong_number_of_channels_is_an_error():
+    schedule = VPDiscrete(betas())
+    node = fewstep.grid(schedule, 2).nodes[0]
+    wrapped = denoiser(lambda x, label: x[:, :1], schedule)
+    with pytest.raises(ValueError, match=r"returned shape \(2, 1, 4, 4\)"):
+        wrapped(torch.zeros(2, 3, 4, 4), node)
+
+
 def test_kwargs_labels_and_dtypes_reach_the_network():
     schedule = VPDiscrete(betas())
     grid = fewstep.grid(schedule, 4, "karras")
@@ -93,7 +119,10 @@ def test_eps_at_pure_noise_is_an_error():
 
 def test_diffusers_configs():
     config = DDPMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
     ).config
     schedule, prediction = from_diffusers_config(config)
     assert prediction == "v"
@@ -111,10 +140,18 @@ def tiny_models():
     torch.manual_seed(0)
     blocks = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
     plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    yield UNet2DModel(8, 1, 1, **blocks, **plain, num_class_embeds=3), {"class_labels": torch.tensor([1, 2])}
+    yield (
+        UNet2DModel(8, 1, 1, **blocks, **plain, num_class_embeds=3),
+        {"class_labels": torch.tensor([1, 2])},
+    )
     yield (
         UNet2DConditionModel(
-            8, 1, 1, **blocks, cross_attention_dim=4, attention_head_dim=2,
+            8,
+            1,
+            1,
+            **blocks,
+            cross_attention_dim=4,
+            attention_head_dim=2,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         ),
@@ -123,8 +160,15 @@ def tiny_models():
     # Learned variance: two channels out for one in.
     yield (
         DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=4, in_channels=1, out_channels=2, num_layers=1,
-            norm_num_groups=4, sample_size=8, patch_size=2, num_embeds_ada_norm=3,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            in_channels=1,
+            out_channels=2,
+            num_layers=1,
+            norm_num_groups=4,
+            sample_size=8,
+            patch_size=2,
+            num_embeds_ada_norm=3,
         ),
         {"class_labels": torch.tensor([1, 2])},
     )
@@ -160,7 +204,9 @@ def test_guided_gaussian_has_the_closed_form_variance():
     grid = Grid.from_lams(VPLinear(), np.linspace(float(VPLinear().lam(1.0)), 6, 400))
     dim = 4000
     guided = guidance.cfg(
-        exact.gaussian(np.zeros(1), std=np.sqrt(0.5)), exact.gaussian(np.zeros(1), std=np.sqrt(2)), 3.0
+        exact.gaussian(np.zeros(1), std=np.sqrt(0.5)),
+        exact.gaussian(np.zeros(1), std=np.sqrt(2)),
+        3.0,
     )
     x = fewstep.noise(grid, (1,), range(dim), dtype=torch.float64)
     end = fewstep.sample(guided, fewstep.build("unipc-2", grid), x / x.std())

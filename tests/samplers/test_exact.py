@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import fewstep
 import numpy as np
 import pytest
 import torch
-
-import fewstep
 from fewstep.samplers import exact
 from fewstep.schedules import FlowMatching, Grid, VPLinear
 
@@ -30,7 +29,10 @@ def test_gaussian_is_the_linear_regression():
 
 def test_mixture_is_the_score():
     """x0 = (x + sigma^2 grad log p(x)) / alpha (Tweedie), by autograd on the density."""
-    means, weights = torch.from_numpy(RNG.normal(size=(3, 2))), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    means, weights = (
+        torch.from_numpy(RNG.normal(size=(3, 2))),
+        torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64),
+    )
     covs = torch.from_numpy(np.stack([covariance(2) + 0.1 * np.eye(2) for _ in range(3)]))
     x = torch.from_numpy(RNG.normal(size=(6, 2))).requires_grad_()
     noisy = NODE.alpha**2 * covs + NODE.sigma**2 * torch.eye(2).double()
@@ -68,7 +70,9 @@ def test_empirical_is_a_mixture_of_points():
     points = exact.mixture(data.reshape(50, 6), std=0.0)
     expected = points(x.reshape(4, 6), NODE).reshape(x.shape)
     for chunk in (7, 50, 1000):
-        torch.testing.assert_close(exact.empirical(data, chunk)(x, NODE), expected, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            exact.empirical(data, chunk)(x, NODE), expected, rtol=1e-8, atol=1e-8
+        )
 
 
 def test_empirical_ends_on_the_data():

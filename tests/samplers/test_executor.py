@@ -1,17 +1,18 @@
-"""The executor: states are values, hooks are neutral, gradients flow, nothing is read from devices."""
+"""The executor: states are values, hooks are neutral, gradients flow, no device is read."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
+import fewstep
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import fewstep
 from fewstep.samplers import Tableau, advance, build, exact, initial, sample
 from fewstep.schedules import Grid, VPLinear
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .problems import SCHEDULES, SOLVERS
 
@@ -237,6 +238,24 @@ def test_a_run_compiles_without_a_graph_break():
     torch.testing.assert_close(run(x), sample(denoiser, table, x))
 
 
+def test_copies_and_pickles_of_long_tables():
+    """A thousand linked nodes neither exhaust the stack nor lose their protection."""
+    table = build("unipc-3", fewstep.grid(SCHEDULES["sd"], 600, "uniform"))
+    for twin in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+        assert np.array_equal(twin.weights, table.weights)
+        assert twin.grid.schedule == table.grid.schedule
+        assert not twin.weights.flags.writeable
+        assert not twin.grid.lam.flags.writeable
+
+
+def test_noise_from_a_hook_needs_no_seeds():
+    table = build("ddpm", GRID)
+    state = initial(table, start(), seeds=())
+    assert advance(state, DENOISER, table, noise=lambda k, x: torch.zeros_like(x)).step == 1
+    with pytest.raises(ValueError, match="noise hook"):
+        advance(state, DENOISER, table)
+
+
 def test_errors_name_what_was_wrong():
     table = build("dpmpp-2m", GRID)
     with pytest.raises(ValueError, match="floating-point"):
@@ -244,6 +263,15 @@ def test_errors_name_what_was_wrong():
     with pytest.raises(ValueError, match=r"shape \(4, 3\) for a state \(4, 2\)"):
         sample(lambda x, node: torch.zeros(4, 3), table, start())
     state = advance(initial(table, start()), DENOISER, table, 3)
+    for index in ([True, False], [4], [-5]):
+        with pytest.raises(ValueError, match="is no index into 4 samples"):
+            state.take(index)
+    assert len(state.take([]).x) == 0
+    with pytest.raises(ValueError, match="cannot run -1 steps"):
+        advance(state, DENOISER, table, -1)
+    learnable = replace(table, weights=torch.tensor(table.weights))
+    with pytest.raises(ValueError, match="plain numbers"):
+        learnable.in_basis("eps")
     with pytest.raises(ValueError, match="another table"):
         advance(state, DENOISER, build("ddim", GRID))
     with pytest.raises(ValueError, match="2 seeds for a batch of 4"):
