@@ -18,9 +18,8 @@ from datetime import date
 from pathlib import Path
 
 import diffusers
-import torch
-
 import fewstep
+import torch
 from fewstep.samplers import advance, build, denoiser, initial
 
 STEPS = 20

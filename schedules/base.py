@@ -102,3 +102,9 @@ def as_times(t: ArrayLike, low: float, high: float, who: str) -> Float:
     if bad.any():
         raise ValueError(f"{who}: time {times[bad].flat[0]} is outside [{low}, {high}]")
     return times.clip(low, high)
+
+
+def check_t_min(t_min: float, who: str) -> None:
+    """Raise ValueError unless 0 < t_min <= 1: at 0 there is no noise to remove."""
+    if not 0 < t_min <= 1:
+        raise ValueError(f"{who} needs 0 < t_min <= 1, not {t_min}")

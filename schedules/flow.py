@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from typing_extensions import override
 
-from .base import Float, Form, Schedule, as_times
+from .base import Float, Form, Schedule, as_times, check_t_min
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FlowMatching(Schedule):
     def __post_init__(self) -> None:
         if not 0 < self.shift < np.inf:
             raise ValueError(f"FlowMatching needs shift > 0, not {self.shift}")
-        as_times(self.t_min, np.nextafter(0, 1), 1, "FlowMatching t_min")
+        check_t_min(self.t_min, "FlowMatching")
 
     @property
     @override

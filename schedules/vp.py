@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from typing_extensions import override
 
-from .base import Float, Form, Schedule, as_times, softplus
+from .base import Float, Form, Schedule, as_times, check_t_min, softplus
 
 
 def lam_from_log_alpha(log_alpha: Float) -> Float:
@@ -39,7 +39,7 @@ class VPLinear(Schedule):
             raise ValueError(
                 f"VPLinear needs 0 < beta_min <= beta_max, not {self.beta_min}, {self.beta_max}"
             )
-        as_times(self.t_min, np.nextafter(0, 1), 1, "VPLinear t_min")
+        check_t_min(self.t_min, "VPLinear")
 
     @property
     @override
@@ -86,7 +86,7 @@ class VPCosine(Schedule):
     def __post_init__(self) -> None:
         if not self.s >= 0:
             raise ValueError(f"VPCosine needs s >= 0, not {self.s}")
-        as_times(self.t_min, np.nextafter(0, 1), 1, "VPCosine t_min")
+        check_t_min(self.t_min, "VPCosine")
 
     @property
     @override

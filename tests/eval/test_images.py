@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fewstep.eval import dequantise, quantise, save_grid
+from fewstep.eval.images import tile
+from PIL import Image
+
+
+def test_quantise_rounds_and_clips():
+    x = torch.tensor([-1.0, 0.0, 1.0, -7.0, 9.0, 1 / 127.5 * 0.49]).view(-1, 1, 1, 1)
+    assert quantise(x).flatten().tolist() == [0, 128, 255, 0, 255, 128]
+    ramp = torch.linspace(-1, 1, 100001).view(-1, 1, 1, 1)
+    assert abs((dequantise(quantise(ramp)) - ramp).mean()) * 127.5 < 0.01
+
+
+def test_every_level_survives_a_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
+    assert torch.equal(quantise(dequantise(levels)), levels)
+
+
+def test_a_sample_that_is_not_finite_is_named():
+    x = torch.zeros(4, 1, 2, 2)
+    x[2, 0, 1, 1] = float("inf")
+    with pytest.raises(ValueError, match="1 of 4 samples are not finite, first: 2"):
+        quantise(x)
+
+
+def test_tiles_run_row_by_row():
+    pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 2, 3)
+    sheet = tile(pixels, columns=3, gap=1, paper=99)
+    assert sheet.shape == (7, 13)
+    assert sheet[1:3, 5:8].tolist() == [[1] * 3] * 2
+    assert sheet[4:6, 1:4].tolist() == [[3] * 3] * 2
+    assert (sheet[4:6, 9:12] == 99).all()
+
+
+def test_a_grid_is_a_png_of_its_pixels(tmp_path):
+    pixels = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
+    save_grid(pixels, tmp_path / "a" / "grid.png", columns=2, zoom=3)
+    picture = np.asarray(Image.open(tmp_path / "a" / "grid.png"))
+    np.testing.assert_array_equal(picture[::3, ::3], tile(pixels, columns=2))

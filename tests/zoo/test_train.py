@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from fewstep import configs, zoo
+from fewstep.zoo import train as module
+from fewstep.zoo.tasks import train
+from fewstep.zoo.train import (
+    TrainConfig,
+    learning_rate_factor,
+    stratified_timesteps,
+    train_denoiser,
+)
+
+NETWORK = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "norm_num_groups": 4,
+    "num_class_embeds": 11,
+    "add_attention": False,
+}
+
+
+def config(**changes):
+    values = {"data": "mnist", "network": NETWORK, "noise": {}, "batch_size": 4, "steps": 6}
+    return TrainConfig(**values | {"checkpoint_every": 2, "warmup": 1} | changes)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    images, labels = zoo.mnist()
+    monkeypatch.setattr(module.datasets, "mnist", lambda: zoo.Images(images[:50], labels[:50]))
+
+
+def weights(folder):
+    return zoo.load_diffusion_model(folder).network.state_dict()
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole = weights(train_denoiser(config(), tmp_path / "whole"))
+
+    def interrupt(done, total, text):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_denoiser(config(), tmp_path / "cut", interrupt)
+    assert not (tmp_path / "cut" / "model").exists()
+    steps = []
+    cut = weights(train_denoiser(config(), tmp_path / "cut", lambda done, *_: steps.append(done)))
+    assert steps[0] in (3, 4)
+    assert steps[-1] == 6
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=0, atol=1e-6)
+
+
+def test_the_result_is_a_pipeline(tmp_path):
+    folder = train_denoiser(config(steps=1), tmp_path)
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    assert pipeline.unet.config.num_class_embeds == 11
+    model = zoo.load_diffusion_model(folder)
+    assert model.scheduler_config["num_train_timesteps"] == 1000
+    assert not model.network.training
+
+
+def test_learning_rate_is_a_trapezoid():
+    settings = config(steps=100, warmup=10, cooldown=0.4)
+    factors = [learning_rate_factor(step, settings) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:60] == [1.0] * 51
+    assert factors[80] == pytest.approx(0.5)
+    assert 0 < factors[99] < 0.05
+
+
+def test_timesteps_fill_every_stratum():
+    times = stratified_timesteps(50, 1000, torch.Generator().manual_seed(3))
+    assert (times // 20).tolist() == list(range(50))
+
+
+def test_a_task_is_found_by_name_and_its_settings_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="there is mnist, mnist-classifier"):
+        train("cifar", tmp_path, {})
+    with pytest.raises(ValueError, match="stepz"):
+        train("mnist", tmp_path, {"stepz": 3})
+    with pytest.raises(ValueError, match="epochs"):
+        train("mnist-classifier", tmp_path, {"epochs": 0})
+    with pytest.raises(ValueError, match="classifier, denoiser"):
+        train("mnist", tmp_path, {"task": "poem"})
+    raw = configs.read(configs.find("train", "mnist"))
+    raw.pop("task", None)
+    assert configs.checked(TrainConfig, raw, "mnist").steps > 1000
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="unet"):
+        zoo.load_diffusion_model(tmp_path)

@@ -1,0 +1,52 @@
+"""Bundled small models and data, with what trained them."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusers import DDPMScheduler, UNet2DModel
+
+from .classifier import Classifier, load_classifier
+from .data import Images, mnist
+
+__all__ = [
+    "Classifier",
+    "DiffusionModel",
+    "Images",
+    "load_classifier",
+    "load_diffusion_model",
+    "mnist",
+    "mnist_classifier",
+    "mnist_model",
+]
+
+
+class DiffusionModel(NamedTuple):
+    """A denoising network and the diffusers scheduler config that says what it predicts."""
+
+    network: UNet2DModel
+    scheduler_config: dict[str, Any]
+
+
+def load_diffusion_model(folder: str | Path) -> DiffusionModel:
+    """Read a diffusers folder (`unet/`, `scheduler/`), in evaluation mode, on the CPU."""
+    folder = Path(folder)
+    if not (folder / "unet" / "config.json").exists():
+        raise FileNotFoundError(f"no diffusers model in {folder}: it needs unet/ and scheduler/")
+    network = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)
+    network.eval().requires_grad_(False)
+    return DiffusionModel(network, DDPMScheduler.load_config(folder / "scheduler"))
+
+
+def mnist_model() -> DiffusionModel:
+    """The bundled class-conditional digit model: 28x28, eps prediction, label 10 is "no label"."""
+    with as_file(files(__name__) / "mnist" / "model") as folder:
+        return load_diffusion_model(folder)
+
+
+def mnist_classifier() -> Classifier:
+    """The bundled digit classifier; `.features` gives the 64 numbers that evaluations compare."""
+    with as_file(files(__name__) / "mnist" / "classifier") as folder:
+        return load_classifier(folder)
