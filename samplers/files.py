@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..schedules import Grid
 from ..schedules import files as schedules
 from ..schedules.base import Float
-
-if TYPE_CHECKING:
-    from .tableau import Tableau
+from .basis import Basis
 
 FORMAT = "fewstep.tableau"
 VERSION = 1
@@ -26,17 +25,21 @@ def number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def to_dict(table: Tableau) -> dict[str, Any]:
-    """The table as plain JSON values; triangles as ragged rows, all-zero noise left out."""
-    triangles = {"weights": table.weights, "noise": table.noise}
-    if np.ndim(table.carry) != 1 or any(np.ndim(rows) != 2 for rows in triangles.values()):
-        raise ValueError(f"tableau {table.name}: only scalar coefficients can be saved as JSON")
-    grid = table.grid
+def to_dict(
+    grid: Grid,
+    carry: Float,
+    weights: Float,
+    noise: Float,
+    basis: Basis,
+    name: str,
+    meta: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments of `Tableau` as JSON values: ragged rows, all-zero noise left out."""
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "name": table.name,
-        "basis": table.basis,
+        "name": name,
+        "basis": basis,
         "grid": {
             "time": grid.time.tolist(),
             "alpha": grid.alpha.tolist(),
@@ -44,17 +47,17 @@ def to_dict(table: Tableau) -> dict[str, Any]:
             "lam": [number(v) for v in grid.lam.tolist()],
             "label": [number(v) for v in grid.label.tolist()],
         },
-        "carry": table.carry.tolist(),
+        "carry": carry.tolist(),
     }
     if grid.stage.any():
         data["grid"]["stage"] = grid.stage.tolist()
     if grid.schedule is not None:
         data["grid"]["schedule"] = schedules.to_dict(grid.schedule)
-    for key, triangle in triangles.items():
-        if key == "weights" or triangle.any():
-            data[key] = [row[: n + 1].tolist() for n, row in enumerate(triangle)]
-    if table.meta:
-        data["meta"] = dict(table.meta)
+    for key, rows in (("weights", weights), ("noise", noise)):
+        if key == "weights" or rows.any():
+            data[key] = [row[: n + 1].tolist() for n, row in enumerate(rows)]
+    if meta:
+        data["meta"] = dict(meta)
     return data
 
 

@@ -67,10 +67,12 @@ class Tableau:
         steps = compile_steps(self.grid.nodes, self.carry, self.weights, self.noise, self.basis)
         object.__setattr__(self, "steps", steps)
 
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.grid, self.carry, self.weights, self.noise, self.basis, self.name, self.meta
+
     def __reduce__(self) -> tuple[Any, ...]:
-        # Rebuilt from its fields, so that copies are read-only and checked, too.
-        names = ("grid", "carry", "weights", "noise", "basis", "name", "meta")
-        return type(self), tuple(getattr(self, name) for name in names)
+        # Rebuilt from its arguments, so that copies are read-only and checked, too.
+        return type(self), self._arguments()
 
     @property
     def nfe(self) -> int:
@@ -87,24 +89,26 @@ class Tableau:
         return tuple(step.live for step in self.steps)
 
     def numeric(self) -> Tableau:
-        """The table itself, if its coefficients are plain numbers; ValueError otherwise."""
-        arrays = (self.carry, self.weights, self.noise)
-        if any(isinstance(a, torch.Tensor) for a in arrays) or self.weights.ndim != 2:
+        """The table in plain numbers, tensors detached; ValueError for per-sample coefficients."""
+        carry, weights, noise = (
+            value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+            for value in (self.carry, self.weights, self.noise)
+        )
+        if (carry.ndim, weights.ndim, noise.ndim) != (1, 2, 2):
             raise ValueError(
-                f"tableau {self.name}: this needs plain numbers, [N] and [N, N] in numpy; it has "
-                f"tensors or per-sample coefficients (detach them, or take one sample's)"
+                f"tableau {self.name}: this is for plain numbers, carry [N] and weights and noise "
+                f"[N, N]; its coefficients have further dimensions"
             )
-        return self
+        return replace(self, carry=carry, weights=weights, noise=noise)
 
     def expanded(self) -> Expanded:
         """All states as combinations of x[0], the outputs and the noises."""
-        self.numeric()
-        n = self.grid.nfe
+        table, n = self.numeric(), self.grid.nfe
         full = Expanded(np.ones(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n)))
-        for row, carry in enumerate(self.carry):
+        for row, carry in enumerate(table.carry):
             full.start[row + 1] = carry * full.start[row]
-            full.outputs[row + 1] = carry * full.outputs[row] + self.weights[row]
-            full.noise[row + 1] = carry * full.noise[row] + self.noise[row]
+            full.outputs[row + 1] = carry * full.outputs[row] + table.weights[row]
+            full.noise[row + 1] = carry * full.noise[row] + table.noise[row]
         return full
 
     @classmethod
@@ -125,14 +129,24 @@ class Tableau:
         """
         if basis == self.basis:
             return self
+        if any(isinstance(a, torch.Tensor) for a in (self.carry, self.weights, self.noise)):
+            raise ValueError(
+                f"tableau {self.name}: a change of basis would lose the gradients of its tensors; "
+                f"call numeric() first if that is meant"
+            )
         self.numeric()
         p, q = convert(self.basis, basis, self.grid.alpha[:-1], self.grid.sigma[:-1])
         rows = change_outputs(Rows(self.carry, self.weights, self.noise), p, q)
         return Tableau(self.grid, *rows, basis, self.name, self.meta)
 
     def order_defects(self, orders: int = 5) -> Float:
-        """How far each row is from exact on lam^j, j < orders; see `defects.order_defects`."""
-        return defects.order_defects(self, orders)
+        """How far each row is from exact on lam^j, j < orders; see `defects.order_defects`.
+
+        Outputs in eps are tested as eps, all others and those of stochastic tables as x0.
+        """
+        basis: Basis = "eps" if self.basis == "eps" and not self.stochastic else "x0"
+        table = self.numeric().in_basis(basis)
+        return defects.order_defects(table.grid, table.carry, table.weights, basis, orders)
 
     def row_orders(self, orders: int = 5, tolerance: float = 1e-9) -> NDArray[np.int64]:
         """The order of each row: how many of its leading moment conditions hold; int [N]."""
@@ -141,7 +155,7 @@ class Tableau:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON (schema `fewstep.tableau`, version 1), atomically."""
-        files.write(files.to_dict(self), Path(path))
+        files.write(self.to_dict(), Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Tableau:
@@ -150,7 +164,7 @@ class Tableau:
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON values, for inlining in another file."""
-        return files.to_dict(self)
+        return files.to_dict(*self.numeric()._arguments())
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "tableau") -> Tableau:

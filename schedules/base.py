@@ -45,9 +45,9 @@ class Schedule(ABC):
     form: ClassVar[Form]
 
     @property
-    @abstractmethod
     def t_max(self) -> float:
-        """The time of the most noise."""
+        """The time of the most noise; 1 unless the kind says otherwise."""
+        return 1.0
 
     @property
     @abstractmethod
@@ -55,9 +55,9 @@ class Schedule(ABC):
         """The time of the least noise that a network of this schedule is asked at."""
 
     @property
-    @abstractmethod
     def t_zero(self) -> float:
-        """The time of clean data, where sigma is zero."""
+        """The time of clean data, where sigma is zero; 0 unless the kind says otherwise."""
+        return 0.0
 
     @property
     def knots(self) -> Float:

@@ -40,11 +40,6 @@ class EDM(Schedule):
     def t_min(self) -> float:
         return self.sigma_min
 
-    @property
-    @override
-    def t_zero(self) -> float:
-        return 0.0
-
     @override
     def lam(self, t: ArrayLike) -> Float:
         with np.errstate(divide="ignore"):

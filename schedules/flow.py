@@ -29,16 +29,6 @@ class FlowMatching(Schedule):
             raise ValueError(f"FlowMatching needs shift > 0, not {self.shift}")
         check_t_min(self.t_min, "FlowMatching")
 
-    @property
-    @override
-    def t_max(self) -> float:
-        return 1.0
-
-    @property
-    @override
-    def t_zero(self) -> float:
-        return 0.0
-
     @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, 0, 1, "FlowMatching")

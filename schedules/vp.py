@@ -41,16 +41,6 @@ class VPLinear(Schedule):
             )
         check_t_min(self.t_min, "VPLinear")
 
-    @property
-    @override
-    def t_max(self) -> float:
-        return 1.0
-
-    @property
-    @override
-    def t_zero(self) -> float:
-        return 0.0
-
     @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, 0, 1, "VPLinear")
@@ -87,16 +77,6 @@ class VPCosine(Schedule):
         if not self.s >= 0:
             raise ValueError(f"VPCosine needs s >= 0, not {self.s}")
         check_t_min(self.t_min, "VPCosine")
-
-    @property
-    @override
-    def t_max(self) -> float:
-        return 1.0
-
-    @property
-    @override
-    def t_zero(self) -> float:
-        return 0.0
 
     @property
     def _u0(self) -> float:

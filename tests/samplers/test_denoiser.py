@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fewstep
 import dataclasses
 
+import fewstep
 import numpy as np
 import pytest
 import torch

@@ -123,21 +123,21 @@ RUNGE_KUTTA = {
 
 @every_grid
 @every_nfe
-@pytest.mark.parametrize("variable", ["rho", "flow"])
+@pytest.mark.parametrize("variable", ["nsr", "flow_sigma"])
 @pytest.mark.parametrize("method", RUNGE_KUTTA)
 def test_runge_kutta(where, nfe, variable, method):
     """y' = eps for y = x / alpha in rho, or y' = eps - x0 for y = x / (alpha + sigma) in sigma."""
     table = S.rho_rk(GRIDS[where](nfe), method, variable)
     steps, run = GRIDS[where](nfe), Symbols(table.grid)
-    basis = "eps" if variable == "rho" else "flow"
-    unit = run.alpha if variable == "rho" else run.alpha + run.sigma
+    basis = "eps" if variable == "nsr" else "flow"
+    unit = run.alpha if variable == "nsr" else run.alpha + run.sigma
     with np.errstate(divide="ignore"):
         clock = run.sigma / unit
     c, a, b = RUNGE_KUTTA[method]
     base = 0
     for n in range(nfe):
         plain = not np.isfinite(steps.lam[n + 1])
-        if plain or (np.isneginf(steps.lam[n]) and variable == "rho"):
+        if plain or (np.isneginf(steps.lam[n]) and variable == "nsr"):
             run.states.append(run.euler(base, run.states[base]))
             base += 1
             continue

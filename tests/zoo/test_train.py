@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
 from fewstep import configs, zoo
 from fewstep.zoo import train as module
 from fewstep.zoo.tasks import train
 from fewstep.zoo.train import (
     TrainConfig,
+    keep_scale,
     learning_rate_factor,
     stratified_timesteps,
     train_denoiser,
@@ -100,3 +101,29 @@ def test_a_task_is_found_by_name_and_its_settings_are_checked(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="unet"):
         zoo.load_diffusion_model(tmp_path)
+
+
+def strength_through_the_last_norm(ratio: float) -> float:
+    """How much of a 1.5 times stronger signal arrives behind the last GroupNorm."""
+    torch.manual_seed(0)
+    network = UNet2DModel(**NETWORK)
+    x, t, labels = torch.randn(16, 1, 28, 28), torch.arange(16) * 60, torch.arange(16) % 10
+    bias = network.up_blocks[-1].resnets[-1].conv2.bias
+    before = bias.detach().clone()
+    plain = network(x, t, class_labels=labels).sample
+    keep_scale(network, x, t, labels, ratio)
+    # The network stays roughly what it was: the same size, now with the spread it lets through.
+    changed = network(x, t, class_labels=labels).sample
+    assert (changed - plain).norm() < 0.6 * plain.norm()
+    offset = (bias.detach() - before)[:, None, None]
+    seen = []
+    network.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(x, t, class_labels=labels)
+    weak, strong = (network.conv_norm_out(offset + s * (seen[0] - offset)) for s in (1.0, 1.5))
+    return float(strong.norm() / weak.norm())
+
+
+def test_the_last_norm_lets_the_strength_of_noise_through():
+    """Without the offsets a GroupNorm hides it: any strength comes out as one."""
+    assert strength_through_the_last_norm(64.0) == pytest.approx(1.5, abs=0.02)
+    assert strength_through_the_last_norm(1e-4) == pytest.approx(1.0, abs=0.05)
