@@ -90,10 +90,7 @@ class Tableau:
 
     def numeric(self) -> Tableau:
         """The table in plain numbers, tensors detached; ValueError for per-sample coefficients."""
-        carry, weights, noise = (
-            value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-            for value in (self.carry, self.weights, self.noise)
-        )
+        carry, weights, noise = map(detached, (self.carry, self.weights, self.noise))
         if (carry.ndim, weights.ndim, noise.ndim) != (1, 2, 2):
             raise ValueError(
                 f"tableau {self.name}: this is for plain numbers, carry [N] and weights and noise "
@@ -200,3 +197,8 @@ def checked(value: Any, n: int, dims: int, label: str) -> Any:
                 f"yet at that row (the table must be lower triangular)"
             )
     return value
+
+
+def detached(value: Any) -> Float:
+    """The numbers of an array or a tensor."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
