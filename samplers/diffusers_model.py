@@ -26,7 +26,10 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[Schedule, Predicti
     with prediction "edm", all others VPDiscrete from `trained_betas` or the beta keys. Raises
     ValueError naming a value it does not know.
     """
-    kind = config.get("prediction_type", "epsilon")
+    flow = bool(config.get("use_flow_sigmas")) or "shift" in config
+    kind = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
+    if kind not in NAMES:
+        raise ValueError(f"prediction_type {kind!r} is not one of {', '.join(NAMES)}")
     if "sigma_data" in config:
         if kind != "epsilon":
             raise ValueError(
@@ -34,16 +37,14 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[Schedule, Predicti
             )
         schedule = EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))
         return schedule, "edm"
-    if config.get("use_flow_sigmas") or "shift" in config:
+    if flow:
         if config.get("use_dynamic_shifting"):
             raise ValueError(
                 "use_dynamic_shifting: the shift depends on the image size; compute it and give "
                 "FlowMatching(shift) to `denoiser` yourself"
             )
         shift = config.get("shift", config.get("flow_shift", 1.0))
-        return FlowMatching(float(shift)), "flow"
-    if kind not in NAMES:
-        raise ValueError(f"prediction_type {kind!r} is not one of {', '.join(NAMES)}")
+        return FlowMatching(float(shift)), NAMES[kind]
     if config.get("trained_betas") is not None:
         table: Float = np.asarray(config["trained_betas"], dtype=np.float64)
     else:

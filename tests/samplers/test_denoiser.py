@@ -131,7 +131,11 @@ def test_diffusers_configs():
     zero, _ = from_diffusers_config({**config, "rescale_betas_zero_snr": True})
     assert zero.alpha(999) == 0
     assert from_diffusers_config({"shift": 3.0}) == (FlowMatching(3.0), "flow")
+    data_flow = {"use_flow_sigmas": True, "flow_shift": 5.0, "prediction_type": "sample"}
+    assert from_diffusers_config(data_flow) == (FlowMatching(5.0), "x0")
     assert from_diffusers_config({"sigma_data": 0.5})[1] == "edm"
+    with pytest.raises(ValueError, match="the shift depends on the image size"):
+        from_diffusers_config({"shift": 3.0, "use_dynamic_shifting": True})
     with pytest.raises(ValueError, match="prediction_type 'sharp'"):
         from_diffusers_config({"prediction_type": "sharp"})
 
