@@ -201,7 +201,7 @@ def test_deis_loses_its_digits_in_float32(monkeypatch):
     ours = S.adams(theirs.grid, 3, "eps", lower_final=False)
     assert row_error(ours, theirs) <= 1e-6
     # The same numbers as it computes them: tracing usually raises its sigmas to float64 first.
-    module = importlib.import_module("fewstep.samplers.trace")
+    module = importlib.import_module("fewstep.samplers.trace_diffusers")
     monkeypatch.setattr(module, "raised", copy.deepcopy)
     assert row_error(ours, S.trace(scheduler)) > 1e-4
 
