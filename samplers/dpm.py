@@ -145,30 +145,24 @@ def dpm_singlestep(
     if len(orders) != n:
         raise ValueError(f"order: {n} nodes need {n} entries, got {len(orders)}")
     rows: list[Row] = []
-    starts: list[int] = []
-    for k, p in enumerate(orders):
+    for k, (p, after) in enumerate(zip(orders, [*orders[1:], 1], strict=True)):
         if not 1 <= p <= min(3, k + 1):
             raise ValueError(f"order: entry {k} is {p}; it must be 1, 2 or 3 and at most {k + 1}")
         base = k - p + 1
         # An infinite step has no interior: it is cut into steps of order 1.
         if not np.isfinite(grid.lam[k + 1] - grid.lam[base]):
             base = k
-        starts.append(base)
-        hop = grid.select([base, k + 1], [False, False])
-        linear = kernel(hop, prediction)
-        if base == k:
-            rows.append(Row(base, float(linear.carry[0]), {k: float(linear.first[0])}))
-            continue
-        inside = k + 1 < n and orders[k + 1] > 2 and k - base == 1
-        plain = form == "heun" or (inside and stage == "exact")
-        used = [base, k] if k - base == 1 or form == "midpoint" else [base, base + 1, k]
-        nodes = (grid.lam[used] - grid.lam[base]) / linear.h[0]
-        mu = moments(linear.y[0], len(used), prediction)
-        if k - base == 1 and not plain:
-            mu[1] = mu[0] / 2
-        weights = linear.scale[0] * interpolate(nodes, mu)
+        linear = kernel(grid.select([base, k + 1], [False, False]), prediction)
+        used = list(range(base, k + 1)) if form == "heun" else sorted({base, k})
+        weights = linear.first
+        if len(used) > 1:
+            nodes = (grid.lam[used] - grid.lam[base]) / linear.h
+            mu = moments(linear.y[0], len(used), prediction)
+            if p == 2 and form == "midpoint" and not (stage == "exact" and after == 3):
+                mu[1] = mu[0] / 2
+            weights = linear.scale * interpolate(nodes, mu)
         rows.append(
             Row(base, float(linear.carry[0]), dict(zip(used, weights.tolist(), strict=True)))
         )
-    stages = [False, *[starts[k] < k for k in range(1, n)], False]
+    stages = [False, *[rows[k].base < k for k in range(1, n)], False]
     return chain(grid.select(range(n + 1), stages), prediction, rows, name="dpm-singlestep")
