@@ -38,7 +38,7 @@ def deis(
         case "time":
             coordinate, rule = grid.time, time_moments(grid, linear.first)
         case "rho":
-            coordinate, rule = np.exp(-grid.lam), uniform_moments(linear.first)
+            coordinate, rule = grid.nsr, uniform_moments(linear.first)
         case "index":
             coordinate, rule = np.arange(grid.nfe + 1.0), uniform_moments(linear.first)
         case _:
@@ -78,7 +78,7 @@ def time_moments(grid: Grid, scale: Float) -> Moments:
         points, weights = np.polynomial.legendre.leggauss(QUADRATURE)
         # Squared, because rho is a square root of time where data turn clean.
         share, weights = ((points + 1) / 2) ** 2, (points + 1) / 2 * weights
-        rho = np.exp(-grid.lam)
+        rho = grid.nsr
         mu = np.ones((len(rows), count))
         for row, n in zip(mu, rows, strict=True):
             start, stop = grid.time[n], grid.time[n + 1]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..schedules import Grid
 from .rows import Row, chain
-from .runge_kutta import expand
+from .runge_kutta import RK4, expand
 from .tableau import Tableau
 
 # Adams-Bashforth weights for 1 to 4 outputs, newest first.
@@ -19,7 +19,6 @@ ADAMS = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
-RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
 def pndm(grid: Grid, warmup: Literal["euler", "rk4"] = "euler") -> Tableau:
@@ -47,7 +46,7 @@ def pndm(grid: Grid, warmup: Literal["euler", "rk4"] = "euler") -> Tableau:
             lam += [middle, middle, last, last]
             stage += [True, True, True, False]
             rows += [(base, {base + i: 1.0}) for i in range(3)]
-            rows.append((base, {base + i: w for i, w in enumerate(RUNGE_KUTTA)}))
+            rows.append((base, {base + i: w for i, w in enumerate(RK4.b)}))
             continue
         if warmup == "euler" and n == 0 and np.isfinite(last):
             lam.append(last)

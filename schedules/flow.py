@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from typing_extensions import override
 
-from .base import Float, Form, Schedule, as_times, check_t_min
+from .base import Float, Form, Schedule, as_times, check_t_min, softplus
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FlowMatching(Schedule):
     @override
     def time(self, lam: ArrayLike) -> Float:
         # Undo the shift in lam, where it is an offset: t = sigmoid(-(lam + log shift)).
-        return np.exp(-np.logaddexp(0, np.asarray(lam, dtype=np.float64) + np.log(self.shift)))
+        return np.exp(-softplus(np.asarray(lam, dtype=np.float64) + np.log(self.shift)))
 
     @override
     def label(self, t: ArrayLike) -> Float:

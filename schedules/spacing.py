@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import beta as beta_distribution
 
-from .base import Float, Schedule
+from .base import Float, Schedule, softplus
 from .grid import Grid
 from .vp import VPDiscrete
 
@@ -186,5 +186,5 @@ Map = Callable[[Float], Float]
 TRANSFORMS: dict[Variable, tuple[Map, Map]] = {
     "lam": (np.positive, np.positive),
     "nsr": (lambda lam: np.exp(-lam), lambda y: -np.log(y)),
-    "flow_sigma": (lambda lam: np.exp(-np.logaddexp(0, lam)), lambda y: np.log1p(-y) - np.log(y)),
+    "flow_sigma": (lambda lam: np.exp(-softplus(lam)), lambda y: np.log1p(-y) - np.log(y)),
 }

@@ -83,15 +83,16 @@ def denoising_loss(
     eps: Tensor,
     cap: float,
 ) -> Tensor:
-    """E w(t) |eps - network(x_t, t, label)|^2 with w = min(1 / alpha_t^2, cap).
+    """E w(t) |eps - network(x_t, t, label)|^2 with w ~ min(1 / alpha_t^2, cap).
 
     1 / alpha^2 makes it the loss of a v-prediction, which counts errors at high noise by what they
-    do to x0 (Salimans and Ho 2022); the cap keeps the last, almost pure noise levels in bounds.
+    do to x0 (Salimans and Ho 2022); the cap keeps the last, almost pure noise levels in bounds. The
+    weights have mean 1 over the times, so that the gradient keeps its scale whatever the cap.
     """
     x_t = scheduler.add_noise(x0, eps, t)
     error = (network(x_t, t, class_labels=labels).sample.float() - eps).square()
-    weight = (1 / scheduler.alphas_cumprod.to(t.device)[t]).clamp(max=cap)
-    return (weight * error.flatten(1).mean(1)).mean()
+    weights = (1 / scheduler.alphas_cumprod.to(t.device)).clamp(max=cap)
+    return (weights[t] / weights.mean() * error.flatten(1).mean(1)).mean()
 
 
 @torch.no_grad()

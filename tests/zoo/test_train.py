@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from fewstep import configs, zoo
 from fewstep.zoo import train as module
 from fewstep.zoo.tasks import train
 from fewstep.zoo.train import (
     TrainConfig,
+    denoising_loss,
     keep_scale,
     learning_rate_factor,
     stratified_timesteps,
@@ -127,3 +130,29 @@ def test_the_last_norm_lets_the_strength_of_noise_through():
     """Without the offsets a GroupNorm hides it: any strength comes out as one."""
     assert strength_through_the_last_norm(64.0) == pytest.approx(1.5, abs=0.02)
     assert strength_through_the_last_norm(1e-4) == pytest.approx(1.0, abs=0.05)
+
+
+class Silent(torch.nn.Module):
+    """A network that predicts no noise at all: its error is |eps|^2."""
+
+    def forward(self, x, t, class_labels):
+        return SimpleNamespace(sample=torch.zeros_like(x))
+
+
+def test_the_loss_counts_noisy_times_more_and_has_mean_one():
+    scheduler, x0 = DDPMScheduler(), torch.zeros(1000, 1, 4, 4)
+    labels, t, eps = (
+        torch.zeros(1000, dtype=torch.long),
+        torch.arange(1000),
+        torch.ones(1000, 1, 4, 4),
+    )
+
+    def loss(cap, rows):
+        batch = (x0[rows], labels[rows], t[rows], eps[rows])
+        return float(denoising_loss(Silent(), scheduler, *batch, cap))
+
+    every = slice(None)
+    assert loss(25.0, every) == pytest.approx(1, rel=1e-5)
+    assert loss(1.0, slice(0, 1)) == pytest.approx(1, rel=1e-5)
+    # From clean (1 / alpha^2 = 1) to the cap.
+    assert loss(25.0, slice(999, 1000)) / loss(25.0, slice(0, 1)) == pytest.approx(25, rel=1e-3)
