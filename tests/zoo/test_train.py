@@ -11,6 +11,7 @@ from fewstep.zoo.tasks import train
 from fewstep.zoo.train import (
     TrainConfig,
     denoising_loss,
+    drift,
     keep_scale,
     learning_rate_factor,
     stratified_timesteps,
@@ -85,6 +86,16 @@ def test_learning_rate_is_a_trapezoid():
 def test_timesteps_fill_every_stratum():
     times = stratified_timesteps(50, 1000, torch.Generator().manual_seed(3))
     assert (times // 20).tolist() == list(range(50))
+
+
+def test_drift_is_an_error_of_the_mean_in_x0():
+    nsr = torch.tensor([0.01, 0.5, 20.0]).repeat_interleave(20000)
+    offsets = drift(nsr, 0.05, torch.Generator().manual_seed(0))
+    assert offsets.shape == (60000, 1, 1, 1)
+    spread = offsets.reshape(3, -1).std(1)
+    torch.testing.assert_close(spread, torch.tensor([1.0, 0.1, 0.0025]), rtol=0.02, atol=0)
+    none = drift(nsr, 0.0, torch.Generator())
+    assert not none.any()
 
 
 def test_a_task_is_found_by_name_and_its_settings_are_checked(tmp_path):
