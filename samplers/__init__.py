@@ -1,8 +1,9 @@
 """Tables, the functions that build and transform them, the executor, and denoisers."""
 
 from . import exact, guidance
+from .ancestral import dpm2_ancestral, dpmpp_sde
 from .basis import Basis
-from .ddim import ddim, ddpm
+from .ddim import ddim, ddpm, lcm
 from .deis import deis, ipndm
 from .denoiser import Prediction, denoiser
 from .diffusers_model import from_diffusers, from_diffusers_config
@@ -47,7 +48,9 @@ __all__ = [
     "denoiser",
     "dpm",
     "dpm2",
+    "dpm2_ancestral",
     "dpm_singlestep",
+    "dpmpp_sde",
     "exact",
     "from_diffusers",
     "from_diffusers_config",
@@ -55,6 +58,7 @@ __all__ = [
     "heun",
     "initial",
     "ipndm",
+    "lcm",
     "noise",
     "pndm",
     "rho_rk",

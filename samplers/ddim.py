@@ -40,6 +40,17 @@ def ddpm(grid: Grid, variance: Literal["small", "large"] = "small") -> Tableau:
     return ancestral(grid, 1.0, noise, name="ddpm")
 
 
+def lcm(grid: Grid) -> Tableau:
+    """x0 and fresh noise at every step, x_t = alpha_t x0 + sigma_t z: nothing of x_s is kept.
+
+    The sampler of consistency models and their latent kin (Song et al. 2023, "Consistency Models",
+    algorithm 1; Luo et al. 2023, "Latent Consistency Models"), for networks distilled to return x0
+    at once; on others it is of no order.
+    """
+    carry = np.zeros(grid.nfe)
+    return tableau(grid, "x0", carry, np.diag(grid.alpha[1:]), grid.sigma[1:], name="lcm")
+
+
 def ancestral(grid: Grid, eta: float, noise: Float, *, name: str) -> Tableau:
     """Keep sigma_t sqrt(1 - eta^2 (1 - e^(-2h))) of the predicted noise, draw `noise` afresh."""
     decay = np.exp(-2 * np.diff(grid.lam))

@@ -24,6 +24,12 @@ def check_form(form: str) -> None:
         raise ValueError(f"form must be 'midpoint' or 'heun', got {form!r}")
 
 
+def check_eta(eta: float) -> None:
+    """ValueError unless eta = tau^2 is a finite stochasticity."""
+    if not 0 <= eta < np.inf:
+        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+
+
 def exponential(
     grid: Grid,
     orders: Orders,
@@ -85,8 +91,7 @@ def sde_dpm(
     has weight 2 ((1 - e^-y - y) / y^2 + 1/2). `form` and `third` as in `dpm`.
     """
     check_form(form)
-    if not eta >= 0:
-        raise ValueError(f"sde_dpm: eta must be at least 0, got {eta}")
+    check_eta(eta)
     variant = dpm_variant(form, third)
     return exponential(
         grid, order, prediction, variant, lower_final, float(np.sqrt(eta)), name="sde-dpm"
@@ -129,6 +134,7 @@ def dpm_singlestep(
     form: Form = "midpoint",
     stage: Literal["form", "exact"] = "form",
     lower_final: bool = True,
+    eta: float = 0.0,
 ) -> Tableau:
     """DPM-Solver(++) singlestep: a step of order p spans p intervals, the nodes inside are stages.
 
@@ -137,9 +143,11 @@ def dpm_singlestep(
     E1 m_s + c (m_r - m_s), c = mu_0 / (2 r) (midpoint) or mu_1 / r (heun); order 3 is
     E1 m_s + (mu_1 / r2) (m_r2 - m_s) (midpoint) or the exact three-node rule (heun). The second
     stage of order 3 is an order-2 step: of the same `form`, as diffusers has it, or "exact", as in
-    Lu et al. 2022, "DPM-Solver", algorithm 2.
+    Lu et al. 2022, "DPM-Solver", algorithm 2. With `eta` (tau^2, see `sde_dpm`) every state, also
+    one at a stage, gets noise of its own from the start of its step.
     """
     check_form(form)
+    check_eta(eta)
     n = grid.nfe
     orders = singlestep_orders(n, order, lower_final) if isinstance(order, int) else list(order)
     if len(orders) != n:
@@ -152,7 +160,7 @@ def dpm_singlestep(
         # An infinite step has no interior: it is cut into steps of order 1.
         if not np.isfinite(grid.lam[k + 1] - grid.lam[base]):
             base = k
-        linear = kernel(grid.select([base, k + 1], [False, False]), prediction)
+        linear = kernel(grid.select([base, k + 1], [False, False]), prediction, np.sqrt(eta))
         used = list(range(base, k + 1)) if form == "heun" else sorted({base, k})
         weights = linear.first
         if len(used) > 1:
@@ -161,8 +169,7 @@ def dpm_singlestep(
             if p == 2 and form == "midpoint" and not (stage == "exact" and after == 3):
                 mu[1] = mu[0] / 2
             weights = linear.scale * interpolate(nodes, mu)
-        rows.append(
-            Row(base, float(linear.carry[0]), dict(zip(used, weights.tolist(), strict=True)))
-        )
+        terms = dict(zip(used, weights.tolist(), strict=True))
+        rows.append(Row(base, float(linear.carry[0]), terms, {k: float(linear.noise[0])}))
     stages = [False, *[rows[k].base < k for k in range(1, n)], False]
     return chain(grid.select(range(n + 1), stages), prediction, rows, name="dpm-singlestep")

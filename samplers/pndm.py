@@ -9,7 +9,7 @@ import numpy as np
 
 from ..schedules import Grid
 from .rows import Row, chain
-from .runge_kutta import RK4, expand
+from .runge_kutta import RK4
 from .tableau import Tableau
 
 # Adams-Bashforth weights for 1 to 4 outputs, newest first.
@@ -56,7 +56,7 @@ def pndm(grid: Grid, warmup: Literal["euler", "rk4"] = "euler") -> Tableau:
             rows.append((base, dict(zip(history, ADAMS[len(history) - 1], strict=True))))
         lam.append(last)
         stage.append(False)
-    nodes = expand(grid, np.array(lam), np.array(stage))
+    nodes = grid.with_nodes(np.array(lam), np.array(stage))
     return chain(
         nodes, "eps", [transfer(nodes, n, *row) for n, row in enumerate(rows)], name="pndm"
     )

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..schedules import Grid
+from .ancestral import dpm2_ancestral, dpmpp_sde
 from .ddim import ddim, ddpm
 from .deis import deis, ipndm
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
@@ -137,6 +138,8 @@ CATALOGUE: tuple[Solver, ...] = (
     Solver("deis-rho-kutta3", 3, "Kutta's third order in rho", rho_rk, {"method": "kutta3"}),
     Solver("deis-rho-rk4", 4, "Runge-Kutta 4 in rho", rho_rk, {"method": "rk4"}),
     Solver("dpm-2", 2, "DPM-Solver-2: a midpoint inserted in every step", dpm2),
+    Solver("dpm-2-ancestral", 2, "DPM-Solver-2 below the level, and noise", dpm2_ancestral),
+    Solver("dpmpp-sde", 2, "DPM-Solver++ with a midpoint, noise at both", dpmpp_sde),
 )
 
 SOLVERS: dict[str, Solver] = {solver.name: solver for solver in CATALOGUE}
@@ -182,6 +185,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "heun": ("k_heun", "HeunDiscreteScheduler", "deis-rho-heun"),
     "heun-flow": ("FlowMatchHeunDiscreteScheduler",),
     "dpm-2": ("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler"),
+    "dpm-2-ancestral": ("DPM2 a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+    "dpmpp-sde": ("DPM++ SDE", "k_dpmpp_sde", "DPMSolverSDEScheduler"),
 }
 
 

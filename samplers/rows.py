@@ -15,11 +15,12 @@ from .tableau import Tableau
 
 
 class Row(NamedTuple):
-    """x[n+1] = carry x[base] + sum_k weights[k] m[k], for any earlier state `base` <= n."""
+    """x[n+1] = carry x[base] + sum_k weights[k] m[k] + sum_k noise[k] z[k], for any base <= n."""
 
     base: int
     carry: float
     weights: Mapping[int, float]
+    noise: Mapping[int, float] = {}
 
 
 def tableau(
@@ -32,13 +33,13 @@ def tableau(
     name: str,
     **meta: Any,
 ) -> Tableau:
-    """The tableau of rows in `basis`; `noise` is the [N] weights of one fresh draw per row.
+    """The tableau of rows in `basis`; `noise` is [N, N], or [N] for one fresh draw per row.
 
     On a grid that starts at pure noise an eps solver takes x0 at node 0 (see `Kernel`); the table
     is then stored in the x0 basis, where that is no exception.
     """
     n = grid.nfe
-    square = np.zeros((n, n)) if noise is None else np.diag(noise)
+    square = np.zeros((n, n)) if noise is None else np.diag(noise) if noise.ndim == 1 else noise
     if basis != "eps" or grid.alpha[0] > 0:
         return Tableau(grid, carry, weights, square, basis, name, meta)
     p, q = np.zeros(n), np.ones(n)
@@ -50,10 +51,9 @@ def tableau(
 def chain(grid: Grid, basis: Basis, rows: Sequence[Row], *, name: str, **meta: Any) -> Tableau:
     """The tableau of rows that start from earlier states (see `eliminate`)."""
     n = grid.nfe
-    states, outputs = np.zeros((n, n)), np.zeros((n, n))
-    for row, (base, factor, terms) in enumerate(rows):
-        states[row, base] = factor
-        for k, weight in terms.items():
-            outputs[row, k] = weight
-    carry, weights, _ = eliminate(states, outputs, np.zeros((n, n)))
-    return tableau(grid, basis, carry, weights, name=name, **meta)
+    states, outputs, noises = np.zeros((3, n, n))
+    for k, row in enumerate(rows):
+        states[k, row.base] = row.carry
+        for line, terms in ((outputs[k], row.weights), (noises[k], row.noise)):
+            line[list(terms)] = list(terms.values())
+    return tableau(grid, basis, *eliminate(states, outputs, noises), name=name, **meta)

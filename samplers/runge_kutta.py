@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..schedules import Grid
-from ..schedules.base import Float
 from ..schedules.spacing import TRANSFORMS
 from .basis import Basis
 from .dpm import Form, dpm_singlestep
@@ -73,7 +71,7 @@ def rho_rk(
         # Stages at the end of the step are at that node, to the bit.
         lam.append(np.where(c == 1, grid.lam[n + 1], inside))
         stage.append(np.arange(len(c)) < len(c) - 1)
-    nodes = expand(grid, np.concatenate(lam), np.concatenate(stage))
+    nodes = grid.with_nodes(np.concatenate(lam), np.concatenate(stage))
     unit = nodes.alpha if variable == "nsr" else nodes.alpha + nodes.sigma
     rows: list[Row] = []
     for n in range(grid.nfe):
@@ -91,22 +89,6 @@ def rho_rk(
     if variable == "nsr":
         return chain(nodes, "eps", rows, name="rho-rk")
     return chain(nodes, "flow", rows, name="flow-rk").in_basis("x0")
-
-
-def expand(grid: Grid, lam: Float, stage: NDArray[np.bool_]) -> Grid:
-    """The grid with stages at new lam; nodes that exist already are taken over unchanged."""
-    where = np.searchsorted(grid.lam, lam)
-    known = grid.lam[np.minimum(where, grid.nfe)] == lam
-    if known.all():
-        return grid.select(where.tolist(), stage.tolist())
-    fresh = Grid.from_lams(grid.require_schedule(), lam, stage)
-    columns = {
-        name: np.where(
-            known, getattr(grid, name)[np.minimum(where, grid.nfe)], getattr(fresh, name)
-        )
-        for name in ("time", "alpha", "sigma", "lam", "label")
-    }
-    return Grid(**columns, stage=stage, schedule=grid.schedule)
 
 
 def heun(grid: Grid) -> Tableau:

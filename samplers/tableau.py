@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..schedules import Grid
-from ..schedules.base import Float
+from ..schedules.base import Float, Form, alpha_sigma
 from . import defects, files
 from .basis import BASES, Basis, convert
 from .program import Step, compile_steps
@@ -135,6 +135,57 @@ class Tableau:
         p, q = convert(self.basis, basis, self.grid.alpha[:-1], self.grid.sigma[:-1])
         rows = change_outputs(Rows(self.carry, self.weights, self.noise), p, q)
         return Tableau(self.grid, *rows, basis, self.name, self.meta)
+
+    def in_form(self, form: Form) -> Tableau:
+        """The same sampler on states in another form: x' = u x with alpha' = u alpha.
+
+        Exact algebra: carry' = carry u[n+1] / u[n]; weights and noise gain u[n+1]. Outputs in x0
+        and eps are the same in any form; tables of others are brought to x0 first. The new grid
+        keeps its labels and times, and has no schedule, because that has another form. Raises
+        ValueError if a node is pure noise (alpha = 0) and only one of the forms can say so.
+        """
+        table = (self if self.basis == "eps" else self.in_basis("x0")).numeric()
+        alpha, sigma = alpha_sigma(self.grid.lam, form)
+        with np.errstate(invalid="ignore"):
+            unit = np.where(alpha > 0, alpha / self.grid.alpha, sigma / self.grid.sigma)
+        if not np.isfinite(unit).all():
+            raise ValueError(
+                f"tableau {self.name}: node {int((~np.isfinite(unit)).argmax())} is pure noise, "
+                f"which has no form {form!r}"
+            )
+        after = unit[1:, None]
+        grid = replace(self.grid, alpha=alpha, sigma=sigma, schedule=None)
+        carry = table.carry * unit[1:] / unit[:-1]
+        return replace(
+            table, grid=grid, carry=carry, weights=table.weights * after, noise=table.noise * after
+        )
+
+    def tail(self, start: int) -> Tableau:
+        """The rows from `start` on, for a run that begins at that node.
+
+        What rows take of outputs from before is given to the first output there is, which keeps
+        constant x0 exact; noise from before is drawn afresh there, with the same variance. A run
+        cannot begin inside a step, at a stage: ValueError.
+        """
+        n = self.grid.nfe
+        if not 0 <= start < n or self.grid.stage[start]:
+            raise ValueError(
+                f"tableau {self.name}: a run cannot begin at node {start} of {n}"
+                + (", which is a stage inside a step" if 0 <= start < n else "")
+            )
+        if start == 0:
+            return self
+        table = self.numeric()
+        weights, noise = table.weights[start:, start:].copy(), table.noise[start:, start:].copy()
+        weights[:, 0] += table.weights[start:, :start].sum(1)
+        noise[:, 0] = np.hypot(noise[:, 0], np.sqrt(np.square(table.noise[start:, :start]).sum(1)))
+        return replace(
+            table,
+            grid=self.grid.tail(start),
+            carry=table.carry[start:],
+            weights=weights,
+            noise=noise,
+        )
 
     def order_defects(self, orders: int = 5) -> Float:
         """How far each row is from exact on lam^j, j < orders; see `defects.order_defects`.

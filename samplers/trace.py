@@ -10,7 +10,9 @@ from .trace_diffusers import trace_scheduler
 from .trace_function import trace_function
 
 
-def trace(sampler: Any, sigmas: Sequence[float] | None = None, *, check: bool = True) -> Tableau:
+def trace(
+    sampler: Any, sigmas: Sequence[float] | None = None, *, begin: int = 0, check: bool = True
+) -> Tableau:
     """The table of a linear sampler that was written as code.
 
     Parameters
@@ -20,6 +22,8 @@ def trace(sampler: Any, sigmas: Sequence[float] | None = None, *, check: bool = 
         or stochastic; or a function `sample(model, x, sigmas)` in the style of k-diffusion.
     sigmas
         The noise levels for such a function, falling, in EDM form.
+    begin
+        The index of the first of a diffusers scheduler's timesteps, for a run that starts late.
     check
         Run the original once more on random tensors and compare.
 
@@ -39,7 +43,9 @@ def trace(sampler: Any, sigmas: Sequence[float] | None = None, *, check: bool = 
     if hasattr(sampler, "step") and hasattr(sampler, "timesteps"):
         if sampler.num_inference_steps is None:
             raise ValueError("trace: call set_timesteps on the scheduler first")
-        return trace_scheduler(sampler, check)
+        return trace_scheduler(sampler, begin, check)
     if callable(sampler) and sigmas is not None:
+        if begin:
+            raise ValueError("trace: a function begins at the first of its sigmas; give it fewer")
         return trace_function(sampler, sigmas, check)
     raise ValueError("trace: give a diffusers scheduler, or a sampling function and its sigmas")

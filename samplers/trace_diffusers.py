@@ -35,19 +35,22 @@ class Nodes(NamedTuple):
     q: Float
 
 
-def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
+def trace_scheduler(scheduler: Any, begin: int, check: bool) -> Tableau:
     """See `trace`.
 
     Every step gets a fresh unit vector as its state, so that each relation is read at its own scale
     and float32 rounding is not carried along; the relations are chained in float64 afterwards.
     """
     scheduler = raised(scheduler)
-    times = scheduler.timesteps
+    times = scheduler.timesteps[begin:]
     n = len(times)
+    if n < 1 or begin < 0:
+        raise ValueError(f"trace: begin {begin} is none of {len(scheduler.timesteps)} timesteps")
     # Basis: states 0..n-1, outputs 0..n-1, noises 0..n-1.
     unit = np.eye(3 * n)
     ran = run(
         scheduler,
+        begin,
         [vector(unit[k]) for k in range(n)],
         [vector(unit[n + k]) for k in range(n)],
         [vector(unit[2 * n + k]) for k in range(n)],
@@ -58,15 +61,15 @@ def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
         step = int((~np.isfinite(relations)).any(1).argmax())
         raise ValueError(f"trace: step {step} of {name} is not finite (a repeated noise level?)")
     states, outputs, noises = relations[:, :n], relations[:, n : 2 * n], relations[:, 2 * n :]
-    nodes = scheduler_nodes(scheduler)
+    nodes = Nodes(*(values[begin:] for values in scheduler_nodes(scheduler)))
     lam = log_ratio(nodes.alpha, nodes.sigma)
     labels = np.append(times.double().numpy(), 0.0)
     stage = np.append(lam[:-1] >= lam[1:], False)
     if getattr(scheduler, "order", 1) == 2:
-        stage[1:-1:2] = True
+        stage[1 - begin % 2 : -1 : 2] = True
     # PNDM's Runge-Kutta steps take four calls each.
-    warmup = len(getattr(scheduler, "prk_timesteps", ()))
-    stage[:warmup] = np.arange(warmup) % 4 != 0
+    warmup = max(len(getattr(scheduler, "prk_timesteps", ())) - begin, 0)
+    stage[:warmup] = (np.arange(warmup) + begin) % 4 != 0
     # A last level that repeats counts as one as long as a step comes before it.
     stage[0] = False
     # States in EDM form say so: a denoiser scales them to its network.
@@ -74,7 +77,7 @@ def trace_scheduler(scheduler: Any, check: bool) -> Tableau:
     clock = nodes.sigma if edm else labels
     grid = Grid(clock, nodes.alpha, nodes.sigma, lam, labels, stage, EDM() if edm else None)
     if check:
-        check_linear(scheduler, relations, name)
+        check_linear(scheduler, begin, relations, name)
     # m = p x + q x0, and from there x0 = (x - sigma eps) / alpha.
     alpha, sigma, p, q = (values[:n] for values in nodes)
     maps: dict[Basis, tuple[Float, Float]] = {"x0": (p, q)}
@@ -102,17 +105,18 @@ def raised(scheduler: Any) -> Any:
 
 def run(
     scheduler: Any,
+    begin: int,
     states: Sequence[Tensor | None],
     outputs: Sequence[Tensor],
     noises: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Step a copy of the scheduler; a state of None goes on from the step before."""
+    """Step a copy of the scheduler from `begin`; a state of None goes on from the step before."""
     scheduler = copy.deepcopy(scheduler)
     # Euler and its kin would warn that their input was not scaled; impulses need no scaling.
     scheduler.is_scale_input_called = True
     # Steps in order, also where two of them have the same (rounded) time.
     if getattr(scheduler, "begin_index", 0) is None:
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(begin)
     # A subclass draws with the function that its parent's module imported.
     modules = {sys.modules[kind.__module__] for kind in type(scheduler).__mro__}
     drawn: list[int] = []
@@ -123,16 +127,29 @@ def run(
             raise ValueError("trace: the sampler draws noise twice between two network calls")
         return noises[call]
 
+    # Brownian motion in sigma: every interval between two calls has one noise of its own.
+    levels = scheduler_nodes(scheduler).sigma[begin:]
+
+    def increment(start: Any, stop: Any) -> Tensor:
+        shares = -np.diff(np.clip(levels, float(stop), float(start)))
+        shares = np.where(shares > 1e-6 * shares.sum(), shares, 0.0)
+        # A step of no length adds noise of no size; its levels are float32, hence the threshold.
+        total = shares.sum() or 1.0
+        return sum(
+            (noises[k] * (shares[k] / total) ** 0.5 for k in np.flatnonzero(shares).tolist()),
+            torch.zeros_like(noises[call]),
+        )
+
     results: list[Tensor] = []
     with ExitStack() as stack:
         for name, substitute in (
             ("randn_tensor", draw),
-            ("BrownianTreeNoiseSampler", lambda *_, **__: draw),
+            ("BrownianTreeNoiseSampler", lambda *_, **__: increment),
         ):
             for module in modules:
                 if hasattr(module, name):
                     stack.enter_context(patch.object(module, name, substitute))
-        for call, time in enumerate(scheduler.timesteps):
+        for call, time in enumerate(scheduler.timesteps[begin:]):
             state = states[call] if states[call] is not None else results[-1]
             stepped = scheduler.step(outputs[call], time, state, return_dict=False)[0]
             results.append(stepped.double())
@@ -148,9 +165,8 @@ def scheduler_nodes(scheduler: Any) -> Nodes:
         kind, flow = "flow", True
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.double().numpy()
-        if hasattr(scheduler, "sigmas_interpol"):
-            # Schedulers with midpoints keep them apart; every second call is at one.
-            between = scheduler.sigmas_interpol.double().numpy()
+        between = middles(scheduler, sigmas)
+        if between is not None:
             sigmas = np.where(np.arange(n + 1) % 2 == 1, between[: n + 1], sigmas[: n + 1])
             sigmas[-1] = scheduler.sigmas[-1]
         form: Form = "flow" if flow else "edm" if is_scaled(scheduler) else "vp"
@@ -181,6 +197,17 @@ def scheduler_nodes(scheduler: Any) -> Nodes:
     return Nodes(alpha, sigma, *predicted("v", alpha[:-1], sigma[:-1]))
 
 
+def middles(scheduler: Any, sigmas: Float) -> Float | None:
+    """The levels at which every second call of a two-stage scheduler is made, if it has such."""
+    if hasattr(scheduler, "sigmas_interpol"):
+        between = scheduler.sigmas_interpol.double().numpy()
+        # The ancestral one looks them up under the index of the call before.
+        return np.roll(between, 1) if hasattr(scheduler, "sigmas_up") else between
+    if hasattr(scheduler, "mid_point_sigma"):
+        return np.sqrt(np.append(0.0, sigmas[:-1] * sigmas[1:]))
+    return None
+
+
 def predicted(kind: Basis, alpha: Float, sigma: Float) -> tuple[Float, Float]:
     """(p, q) of m = p x + q x0 as diffusers reads a prediction: v by x0 = alpha x - sigma v."""
     if kind == "v":
@@ -208,7 +235,7 @@ def log_ratio(alpha: Float, sigma: Float) -> Float:
         return np.log(alpha) - np.log(sigma)
 
 
-def check_linear(scheduler: Any, relations: Float, name: str) -> None:
+def check_linear(scheduler: Any, begin: int, relations: Float, name: str) -> None:
     """Compare the relations with the original on random tensors; ValueError if they differ."""
     n = len(relations)
     generator = torch.Generator().manual_seed(0)
@@ -217,7 +244,7 @@ def check_linear(scheduler: Any, relations: Float, name: str) -> None:
         3 * torch.randn((1, 3, 4, 4), generator=generator, dtype=torch.float64)
         for _ in range(2 * n + 1)
     )
-    got = run(scheduler, [x, *[None] * (n - 1)], rest[:n], rest[n:])
+    got = run(scheduler, begin, [x, *[None] * (n - 1)], rest[:n], rest[n:])
     states = [x]
     for step, (row, state) in enumerate(zip(relations, got, strict=True)):
         states.append(state)

@@ -177,12 +177,33 @@ class Grid:
             inside = [a + r * (b - a) for r in fractions] if np.isfinite(b - a) else []
             lam.append(np.array([*inside, b]))
             stage.append([*[True] * len(inside), False])
-        return Grid.from_lams(self.require_schedule(), np.concatenate(lam), np.concatenate(stage))
+        return self.with_nodes(np.concatenate(lam), np.concatenate(stage))
+
+    def with_nodes(self, lam: Float, stage: ArrayLike) -> Grid:
+        """These nodes, with the stages given; those at a lam of this grid are taken over unchanged.
+
+        Others come from `schedule`, which is needed only if there are any.
+        """
+        where = np.searchsorted(self.lam, lam).clip(max=self.nfe)
+        known = self.lam[where] == lam
+        stage = np.asarray(stage, dtype=bool)
+        if known.all():
+            return self.select(where.tolist(), stage.tolist())
+        fresh = Grid.from_lams(self.require_schedule(), lam, stage)
+        columns = {
+            name: np.where(known, getattr(self, name)[where], getattr(fresh, name))
+            for name in COLUMNS[:-1]
+        }
+        return Grid(**columns, stage=stage, schedule=self.schedule)
 
     def select(self, index: Sequence[int], stage: Sequence[bool]) -> Grid:
         """The nodes `index`, in that order and possibly repeated, with new stage marks."""
         nodes = {column: getattr(self, column)[list(index)] for column in COLUMNS[:-1]}
         return Grid(**nodes, stage=np.asarray(stage), schedule=self.schedule)
+
+    def tail(self, start: int) -> Grid:
+        """The nodes from `start` on: the rest of a run that begins there."""
+        return self.select(range(start, len(self.time)), self.stage[start:].tolist())
 
     def require_schedule(self) -> Schedule:
         """The schedule, or ValueError when the grid came from numbers alone."""

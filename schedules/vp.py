@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -220,28 +220,37 @@ class VPDiscrete(Schedule):
         return np.asarray(t, dtype=np.float64)
 
 
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid")
+
+
 def betas(
-    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
-    n: int = 1000,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
+    kind: str = "linear", n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Float:
     """The usual discrete beta tables, float64 [n].
 
-    linear: Ho et al. 2020. scaled_linear: linear in sqrt(beta), latent diffusion.
-    squaredcos_cap_v2: the cosine law with beta capped at 0.999, Nichol and Dhariwal 2021.
+    linear: Ho et al. 2020. scaled_linear: linear in sqrt(beta), latent diffusion. sigmoid: between
+    beta_start and beta_end over [-6, 6], GeoDiff. The others give alpha^2 at times t in [0, 1] and
+    cap beta at 0.999: squaredcos_cap_v2, the cosine law of Nichol and Dhariwal 2021; exp,
+    e^(-12 t); laplace, the square root of a sigmoid of a Laplace quantile (as diffusers has it).
     """
+    t = np.arange(n + 1) / n
     match kind:
         case "linear":
             return np.linspace(beta_start, beta_end, n)
         case "scaled_linear":
             return np.linspace(beta_start**0.5, beta_end**0.5, n) ** 2
+        case "sigmoid":
+            return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, n)))
         case "squaredcos_cap_v2":
-            bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
-            return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
-    raise ValueError(
-        f"betas: unknown kind {kind!r}; choose linear, scaled_linear, squaredcos_cap_v2"
-    )
+            bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+        case "exp":
+            bar = np.exp(-12 * t)
+        case "laplace":
+            quantile = -0.5 * np.copysign(1, 0.5 - t) * np.log(1 - 2 * np.abs(0.5 - t) + 1e-6)
+            bar = np.exp(-0.5 * softplus(-quantile))
+        case _:
+            raise ValueError(f"betas: unknown kind {kind!r}; choose one of {', '.join(BETAS)}")
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
 
 def zero_terminal_snr(alphas_cumprod: ArrayLike) -> Float:

@@ -188,7 +188,15 @@ def gaussian_deviation(table: fewstep.Tableau, v: float) -> float:
 
 
 # The weak order of the variance on Gaussian data.
-WEAK = {"ddpm": 1, "sde-dpmpp-2m": 2, "sde-dpmpp-3m": 2, "sa-2": 2, "sa-3": 2}
+WEAK = {
+    "ddpm": 1,
+    "sde-dpmpp-2m": 2,
+    "sde-dpmpp-3m": 2,
+    "sa-2": 2,
+    "sa-3": 2,
+    "dpm-2-ancestral": 2,
+    "dpmpp-sde": 2,
+}
 
 
 @pytest.mark.parametrize("name", WEAK)

@@ -277,3 +277,41 @@ def test_errors_name_what_was_wrong():
         advance(state, DENOISER, build("ddim", GRID))
     with pytest.raises(ValueError, match="2 seeds for a batch of 4"):
         sample(DENOISER, build("ddpm", GRID), start(), seeds=[1, 2])
+
+
+@pytest.mark.parametrize("name", ["unipc-3", "heun", "deis-3", "sde-dpmpp-2m", "pndm"])
+@pytest.mark.parametrize("form", ["edm", "flow"])
+def test_a_table_in_another_form_gives_the_same_samples(name, form):
+    """States scaled to the form, noise drawn alike, and the sample at clean data has no scale."""
+    table = build(name, GRID)
+    other = table.in_form(form)
+    scale = other.grid.alpha[0] / table.grid.alpha[0]
+    x, seeds = start().double(), range(len(start()))
+    ours = sample(lambda y, node: torch.tanh(y / node.alpha), table, x, seeds=seeds)
+    theirs = sample(lambda y, node: torch.tanh(y / node.alpha), other, x * scale, seeds=seeds)
+    ends = other.grid.alpha[-1] / table.grid.alpha[-1]
+    torch.testing.assert_close(theirs, ours * ends, rtol=1e-10, atol=1e-12)
+    back = other.in_form("vp")
+    np.testing.assert_allclose(back.weights, table.in_basis(back.basis).weights, atol=1e-12)
+
+
+def test_the_tail_of_a_table_solves_constants_and_ends_alike():
+    table = build("unipc-3", GRID)
+    tail = table.tail(2)
+    grid = tail.grid
+    assert grid.nfe == GRID.nfe - 2
+    kept = grid.sigma[1:] / grid.sigma[:-1]
+    np.testing.assert_allclose(tail.carry, kept, atol=1e-14)
+    np.testing.assert_allclose(
+        tail.weights.sum(1), grid.alpha[1:] - grid.alpha[:-1] * kept, atol=1e-13
+    )
+    np.testing.assert_array_equal(tail.weights[3:, 1:], table.weights[5:, 3:])
+    assert table.tail(0) is table
+    with pytest.raises(ValueError, match="stage inside a step"):
+        build("heun", GRID).tail(1)
+
+
+def test_a_tail_draws_the_noise_of_its_past_at_once():
+    table = build("sa-3", GRID)
+    total = np.square(table.noise[2:]).sum(1)
+    np.testing.assert_allclose(np.square(table.tail(2).noise).sum(1), total, rtol=1e-12)

@@ -52,6 +52,9 @@ def test_constant_outputs_are_solved_exactly(name, nfe):
         table = built(name, grid)
         if table is None:
             continue
+        if table.stochastic:
+            # Noise is added to constant x0, and leaves no eps that would be constant.
+            table = table.in_basis("x0")
         nodes = table.grid
         kept, rest = nodes.sigma, nodes.alpha
         if table.basis == "eps":

@@ -298,6 +298,57 @@ def test_flow_matching_with_given_sigmas(nfe):
     assert row_error(S.ddim(theirs.grid), theirs) <= TOLERANCE
 
 
+@pytest.mark.parametrize("nfe", [5, 10, 20])
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_dpm2_ancestral(spacing, nfe):
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler(**SD, **SPACINGS[spacing])
+    scheduler.set_timesteps(nfe)
+    theirs = S.trace(scheduler)
+    # Its levels below the next are differences of float32 squares.
+    assert row_error(S.dpm2_ancestral(steps_of(theirs)), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 10])
+@pytest.mark.parametrize("spacing", ["plain", "karras", "trailing-v"])
+def test_dpmpp_sde(spacing, nfe):
+    """Brownian noise is traced as such: the second increment of a step contains the first."""
+    case = Case("DPMSolverSDEScheduler", S.dpmpp_sde, SD)
+    case.check(nfe, **SPACINGS[spacing])
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize(("order", "form"), [(2, "midpoint"), (2, "heun"), (3, "midpoint")])
+def test_singlestep_sde(order, form, nfe):
+    """Every state, also a stage, gets noise of its own. (Their heun of order 3 is another rule.)"""
+    case = Case(
+        "DPMSolverSinglestepScheduler",
+        lambda g: S.dpm_singlestep(g, order, form=form, eta=1.0),
+        {
+            **SD,
+            "algorithm_type": "sde-dpmsolver++",
+            "solver_order": order,
+            "solver_type": form,
+            "lower_order_final": True,
+        },
+    )
+    case.check(nfe)
+
+
+@pytest.mark.parametrize("begin", [1, 3, 7])
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_run_that_begins_late(kind, begin):
+    """Its history starts there, and its last rows are those of the whole run."""
+    scheduler = getattr(diffusers, kind)(**SD)
+    scheduler.set_timesteps(10)
+    whole, late = S.trace(scheduler), S.trace(scheduler, begin=begin)
+    assert late.grid.nfe == 10 - begin
+    np.testing.assert_array_equal(late.grid.lam, whole.grid.lam[begin:])
+    assert np.count_nonzero(late.weights[0]) == 1
+    np.testing.assert_allclose(late.weights[-1, -3:], whole.weights[-1, -3:], atol=1e-12)
+    build = S.dpm if kind.startswith("DPM") else S.unipc
+    assert row_error(build(late.grid, 2), late) <= TOLERANCE
+
+
 SAMPLED = {
     "dpmpp-2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 3}),

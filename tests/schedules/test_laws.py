@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from fewstep.schedules import (
     EDM,
@@ -145,10 +145,18 @@ def test_discrete_levels_are_the_cumulative_product(kind, n):
 
 @pytest.mark.parametrize(
     ("kind", "start", "end"),
-    [("linear", 1e-4, 0.02), ("scaled_linear", 0.00085, 0.012), ("squaredcos_cap_v2", 1e-4, 0.02)],
+    [
+        ("linear", 1e-4, 0.02),
+        ("scaled_linear", 0.00085, 0.012),
+        ("squaredcos_cap_v2", 1e-4, 0.02),
+        ("sigmoid", 1e-4, 0.02),
+        ("laplace", 1e-4, 0.02),
+        ("exp", 1e-4, 0.02),
+    ],
 )
 def test_discrete_levels_are_those_of_diffusers(kind, start, end):
-    theirs = DDPMScheduler(1000, beta_schedule=kind, beta_start=start, beta_end=end)
+    known = HeunDiscreteScheduler if kind == "exp" else DDPMScheduler
+    theirs = known(1000, beta_schedule=kind, beta_start=start, beta_end=end)
     ours = VPDiscrete(betas(kind, 1000, start, end))
     alpha2 = ours.alpha(np.arange(1000)) ** 2
     # Theirs are float32 betas and a float32 product of 1000 of them; a beta near 1 leaves 1 - beta
@@ -225,7 +233,7 @@ def test_discrete_law_names_the_level_it_lacks():
         (lambda: VPDiscrete(alphas_cumprod=[0.9, 0.5, 0.5]), "entry 2"),
         (lambda: VPDiscrete(alphas_cumprod=[0.9, 0.0, 0.0]), "entry 1"),
         (lambda: VPDiscrete(alphas_cumprod=[0.9, np.nan, 0.1]), "entry 1"),
-        (lambda: betas("sigmoid"), "unknown kind"),
+        (lambda: betas("poem"), "unknown kind"),
     ],
 )
 def test_impossible_laws_are_refused(make, message):
