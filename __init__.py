@@ -4,7 +4,11 @@ A sampler is a lower-triangular table of numbers (`Tableau`), built on a `Grid` 
 run by one executor, `sample`.
 """
 
-from . import samplers, schedules
+# Pipelines look it up in the module that a scheduler names as its own.
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
+
+from . import integrations, samplers, schedules
+from .integrations import TableauScheduler
 from .samplers import State, Tableau, advance, build, initial, noise, sample
 from .schedules import Grid, grid
 
@@ -14,10 +18,12 @@ __all__ = [
     "Grid",
     "State",
     "Tableau",
+    "TableauScheduler",
     "advance",
     "build",
     "grid",
     "initial",
+    "integrations",
     "noise",
     "sample",
     "samplers",
