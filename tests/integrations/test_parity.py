@@ -46,10 +46,15 @@ def check(ask: Ask) -> str:
     # The cosine schedule starts at a sigma of 20,000, of which their float32 keeps four digits.
     cosine = ask.config.get("beta_schedule") == "squaredcos_cap_v2"
     assert error < (2e-2 if cosine else TOLERANCE), f"{error:.2g} off: {ask}"
-    timesteps = ask.original()
-    timesteps.set_timesteps(ask.steps)
+    original = ask.original()
+    original.set_timesteps(ask.steps)
+    # Times are sought in float32 there; one half of a step may round to either side.
+    rounded = ask.config.get("use_karras_sigmas") or ask.config.get("use_lu_lambdas")
     torch.testing.assert_close(
-        ours.timesteps.float(), timesteps.timesteps.float(), rtol=1e-5, atol=2e-2
+        ours.timesteps.float(),
+        original.timesteps.float(),
+        rtol=0,
+        atol=1.01 if rounded else 0.1,
     )
     return "equal"
 
