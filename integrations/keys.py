@@ -66,6 +66,13 @@ COMMON_KEYS = frozenset(
 )
 
 
+# Keys that cannot mean here what they mean there, and what does.
+ELSEWHERE = {
+    "noise_sampler_seed": "noise comes from the generator that step is given",
+    "solver_p": "name the solver in `solver`",
+}
+
+
 def with_all_keys(init: Callable[..., None]) -> Callable[..., None]:
     """Give a constructor with `**keys` the signature that ConfigMixin reads its keys from."""
     own = list(inspect.signature(init).parameters.values())[:-1]
@@ -89,6 +96,14 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     known = set(defaults(like)) | COMMON_KEYS
     if foreign := [key for key in given if key not in known]:
         raise ValueError(f"{', '.join(foreign)}: {like} has no such key")
+    for key, instead in ELSEWHERE.items():
+        if key in given:
+            raise ValueError(f"{key}: {instead}")
+    if given.get("use_flow_sigmas") and FAMILIES[like].scaled:
+        raise ValueError(
+            f"use_flow_sigmas: the states of {like} are x0 + sigma eps, those of a flow are not; "
+            f"choose a class like DPMSolverMultistepScheduler"
+        )
     chosen = [name for name in ("solver", "tableau", "compat") if own[name] is not None]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} contradict each other: give one of them")

@@ -114,7 +114,18 @@ def level_ratios(law: VPDiscrete, floor: float) -> Float:
 
 
 def table_nodes(config: Config, placement: Placement, request: Request) -> Grid:
-    """Nodes on a table of levels, at times of a rule or spaced in nsr = sigma / alpha."""
+    """Nodes on a table of levels, told to the network as times, or as log(nsr) / 4.
+
+    The latter is what `timestep_type` "continuous" means, and with v_prediction only.
+    """
+    grid = level_nodes(config, placement, request)
+    if config.get("timestep_type") != "continuous" or config["prediction_type"] != "v_prediction":
+        return grid
+    return replace(grid, label=-0.25 * np.minimum(grid.lam, 1e3))
+
+
+def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
+    """Nodes at times of a rule, spaced in nsr = sigma / alpha, or given."""
     law, spacing = levels(config), sigma_spacing(config)
     table = level_ratios(law, placement.floor)
     if request.timesteps is not None and spacing is not None:
@@ -129,6 +140,9 @@ def table_nodes(config: Config, placement: Placement, request: Request) -> Grid:
     if request.sigmas is not None:
         given = np.asarray(request.sigmas, dtype=np.float64)
         return placed(law, closed(given, 0.0) if end == "zero" else given)
+    if config.get("interpolation_type") == "log_linear" and spacing is None:
+        nsr = spaced(SPACINGS["exponential"], table[-1], table[0], request.count, "min")
+        return placed(law, nsr)
     if spacing is None:
         if end == "min" and at(times)[-1] == last:
             times = wanted_times(config, replace(placement, ahead=True), law, request)

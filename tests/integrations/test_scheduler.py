@@ -76,6 +76,27 @@ def test_a_flow_config_goes_to_any_solver():
     torch.testing.assert_close(noisy, torch.full((2, 1), 1 - float(ours.sigmas[1])))
 
 
+def test_continuous_times_of_euler_are_logarithms():
+    keys = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    original = diffusers.EulerDiscreteScheduler(**SD, **keys, use_karras_sigmas=True)
+    original.set_timesteps(6)
+    ours = TableauScheduler.from_config(original.config)
+    ours.set_timesteps(6)
+    torch.testing.assert_close(ours.timesteps, original.timesteps, rtol=1e-4, atol=1e-5)
+
+
+def test_log_linear_nodes_of_euler_carry_the_times_of_their_levels():
+    """Theirs are the same levels under evenly spaced times."""
+    original = diffusers.EulerDiscreteScheduler(**SD, interpolation_type="log_linear")
+    original.set_timesteps(6)
+    ours = TableauScheduler.from_config(original.config)
+    ours.set_timesteps(6)
+    torch.testing.assert_close(ours.sigmas, original.sigmas[:7], rtol=1e-4, atol=1e-5)
+    levels = ((1 - ours.alphas_cumprod) / ours.alphas_cumprod).sqrt()
+    near = levels[ours.timesteps.round().long()]
+    assert ((ours.sigmas[:-1] / near).log().abs() < 0.02).all()
+
+
 def test_dynamic_shifting_takes_mu():
     scheduler = TableauScheduler(
         like="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True, shift=3.0
@@ -236,6 +257,8 @@ def test_half_networks_lose_no_more_than_in_diffusers(dtype):
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "only one of"),
         ({"solver": "ddim", "compat": "diffusers"}, "contradict"),
         ({"compat": "k-diffusion"}, "compat must be"),
+        ({"like": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}, "the generator"),
+        ({"like": "HeunDiscreteScheduler", "use_flow_sigmas": True}, "choose a class"),
     ],
 )
 def test_keys_that_make_no_sense_are_named(keys, message):
