@@ -30,6 +30,15 @@ def affine(basis: Basis, alpha: Scalars, sigma: Scalars) -> tuple[Scalars, Scala
     raise ValueError(f"unknown prediction {basis!r}; choose one of {', '.join(BASES)}")
 
 
+def preconditioning(nsr: Scalars, sigma_data: float) -> tuple[Scalars, Scalars, Scalars]:
+    """(c_in, c_skip, c_out) of x0 = c_skip x + c_out F(c_in x), on states x = x0 + nsr eps.
+
+    Karras et al. 2022, table 1.
+    """
+    total = (nsr**2 + sigma_data**2) ** 0.5
+    return 1 / total, (sigma_data / total) ** 2, nsr * sigma_data / total
+
+
 def convert(source: Basis, target: Basis, alpha: Float, sigma: Float) -> tuple[Float, Float]:
     """Coefficients (P, Q) of m_source = P x + Q m_target at each node.
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..schedules import Schedule
 from ..schedules.grid import Node
-from .basis import affine
+from .basis import affine, preconditioning
+from .sums import mix
 
 # What the network returns: a basis of tableaux, or the F of Karras et al. 2022.
 Prediction = Literal["x0", "eps", "v", "flow", "edm"]
@@ -62,9 +63,7 @@ class NetworkDenoiser:
         if out.shape[1:2] != x.shape[1:2]:
             out = without_variance(out, x)
         out = out.to(x.dtype)
-        if call.x_factor == 0 and call.out_factor == 1:
-            return out
-        return (x * call.x_factor).add_(out, alpha=call.out_factor)
+        return mix(x, call.x_factor, out, call.out_factor)
 
 
 def without_variance(out: Tensor, x: Tensor) -> Tensor:
@@ -82,9 +81,8 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
 
     The state alpha x0 + sigma eps of the node is first scaled to the network's own schedule at the
     same lam, so that a grid in any form can drive any network; a node of that very schedule keeps
-    its own label. Then x0 solves out = p x + q x0 (see
-    `affine`), or for "edm" x0 = c_skip x + c_out F(c_in x) with the preconditioning of Karras et
-    al. 2022, table 1, on the noise-to-signal ratio.
+    its own label. Then x0 solves out = p x + q x0 (see `affine`), or for "edm" is that of
+    `preconditioning`.
     """
     own = node.schedule is schedule or is_own(node, schedule)
     level = node if own else level_at(schedule, node.lam)
@@ -92,11 +90,9 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
     scale = 1.0 if level is node else sigma / node.sigma
     if prediction == "edm":
         # In x / alpha = x0 + nsr eps.
-        nsr = sigma / alpha
-        total = (nsr**2 + sigma_data**2) ** 0.5
-        c_skip, c_out = (sigma_data / total) ** 2, nsr * sigma_data / total
+        c_in, c_skip, c_out = preconditioning(sigma / alpha, sigma_data)
         unit = scale / alpha
-        return Call(unit / total, label, c_skip * unit, c_out)
+        return Call(c_in * unit, label, c_skip * unit, c_out)
     p, q = affine(prediction, alpha, sigma)
     if q == 0:
         raise ValueError(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..schedules.grid import Node
-from .program import Coefficient, Step
 from .streams import standard_normal
+from .sums import combine, mix
 from .tableau import Tableau
 
 # Any callable that predicts clean data from a state and its node, like-shaped.
@@ -120,7 +120,7 @@ def advance(
                 raise ValueError(
                     f"the denoiser returned shape {tuple(x0.shape)} for a state {tuple(x.shape)}"
                 )
-            outputs = (*outputs, to_basis(row, x, x0))
+            outputs = (*outputs, mix(x, row.of_x, x0, row.of_x0))
         if row.draws:
             k = row.node.index
             z = noise(k, x) if noise is not None else standard_normal(state.seeds, k, x)
@@ -137,38 +137,6 @@ def advance(
         return state
     last = rows[n - 1]
     return State(x, n, outputs, noises, last.live, last.live_noise, state.seeds)
-
-
-def to_basis(row: Step, x: Tensor, x0: Tensor) -> Tensor:
-    """The output in the table's basis, m = p x + q x0."""
-    if row.to_basis is None:
-        return x0
-    p, q = row.to_basis
-    return (x * p).add_(x0, alpha=q)
-
-
-def combine(
-    row: Step, x: Tensor, outputs: tuple[Tensor, ...], noises: tuple[Tensor, ...]
-) -> Tensor:
-    """carry x + sum weights m + sum noise z, as one new tensor."""
-    total = scaled(x, row.carry)
-    for i, weight in row.weights:
-        total = accumulate(total, outputs[i], weight)
-    for i, weight in row.noise:
-        total = accumulate(total, noises[i], weight)
-    return total
-
-
-def scaled(x: Tensor, factor: Coefficient) -> Tensor:
-    """Factor x, in the dtype of x."""
-    return x * (factor if isinstance(factor, float) else factor.to(x))
-
-
-def accumulate(total: Tensor, term: Tensor, weight: Coefficient) -> Tensor:
-    """Total + weight term; `total` is ours alone, so scalars add in place."""
-    if isinstance(weight, float):
-        return total.add_(term, alpha=weight)
-    return total + term * weight.to(total)
 
 
 def sample(

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ..schedules.grid import Node
 from .basis import Basis, affine
-
-# A scalar, or a tensor that broadcasts against the state.
-Coefficient = float | Tensor
+from .sums import Coefficient, Pairs
 
 
 class Step(NamedTuple):
@@ -22,17 +20,18 @@ class Step(NamedTuple):
 
     The outputs at hand are those still live from before, then this row's own if `call`; `weights`
     pairs positions in that list with coefficients, `keep` lists the positions that stay live, and
-    `live` names the outputs behind them. Noises likewise. (p, q) turns x0 into the table's basis:
-    m = p x + q x0, None for the x0 basis.
+    `live` names the outputs behind them. Noises likewise. x0 becomes an output in the table's basis
+    as m = of_x x + of_x0 x0.
     """
 
     node: Node
     call: bool
-    to_basis: tuple[float, float] | None
+    of_x: float
+    of_x0: float
     draws: bool
     carry: Coefficient
-    weights: tuple[tuple[int, Coefficient], ...]
-    noise: tuple[tuple[int, Coefficient], ...]
+    weights: Pairs
+    noise: Pairs
     keep: tuple[int, ...]
     keep_noise: tuple[int, ...]
     live: tuple[int, ...]
@@ -43,7 +42,7 @@ class Terms(NamedTuple):
     """The live entries of one triangle, row by row."""
 
     fresh: list[bool]
-    pairs: list[tuple[tuple[int, Coefficient], ...]]
+    pairs: list[Pairs]
     keep: list[tuple[int, ...]]
     live: list[tuple[int, ...]]
 
@@ -91,15 +90,14 @@ def compile_steps(
     steps = []
     for n, node in enumerate(nodes[:-1]):
         call = outputs.fresh[n]
-        pq = None
-        if basis != "x0" and call:
-            p, q = affine(basis, node.alpha, node.sigma)
-            pq = (float(p), float(q))
+        # Nodes without a call may be where the basis is not defined.
+        p, q = affine(basis, node.alpha, node.sigma) if call else (0.0, 1.0)
         steps.append(
             Step(
                 node=node,
                 call=call,
-                to_basis=pq,
+                of_x=float(p),
+                of_x0=float(q),
                 draws=noises.fresh[n],
                 carry=coefficient(carry[n]),
                 weights=outputs.pairs[n],

@@ -25,7 +25,8 @@ class Solver:
     """A builder with its options filled in.
 
     `order` is the order of convergence without lowering at the end (the weak order on Gaussian data
-    for stochastic solvers).
+    for stochastic solvers). `late` names the solver for a run that begins late, where this one has
+    a warm-up that belongs to the start.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Solver:
     description: str
     builder: Callable[..., Tableau]
     options: Mapping[str, Any] = field(default_factory=dict)
+    late: str | None = None
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -115,8 +117,15 @@ CATALOGUE: tuple[Solver, ...] = (
         Solver(f"ipndm-{p}", 2, f"iPNDM through {p} outputs", ipndm, {"order": p})
         for p in (2, 3, 4)
     ),
-    Solver("pndm", 2, "PNDM, first step repeated (PLMS)", pndm),
-    Solver("pndm-rk4", 2, "PNDM, three Runge-Kutta steps first", pndm, {"warmup": "rk4"}),
+    Solver("pndm", 2, "PNDM, first step repeated (PLMS)", pndm, late="ipndm-4"),
+    Solver(
+        "pndm-rk4",
+        2,
+        "PNDM, three Runge-Kutta steps first",
+        pndm,
+        {"warmup": "rk4"},
+        late="ipndm-4",
+    ),
     *(
         Solver(
             f"sa-{p}",

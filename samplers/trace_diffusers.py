@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..schedules import EDM, Grid
 from ..schedules.base import Float, Form
-from .basis import Basis, affine
+from .basis import Basis, affine, preconditioning
 from .diffusers_model import NAMES
 from .relations import eliminate
 from .tableau import Tableau
@@ -172,9 +172,7 @@ def scheduler_nodes(scheduler: Any) -> Nodes:
         form: Form = "flow" if flow else "edm" if is_scaled(scheduler) else "vp"
         alpha, sigma = from_ratio(sigmas[: n + 1], form)
         if "sigma_data" in config:
-            nsr, data = sigma[:-1], config["sigma_data"]
-            total = np.hypot(nsr, data)
-            skip, out = (data / total) ** 2, nsr * data / total
+            _, skip, out = preconditioning(sigma[:-1], config["sigma_data"])
             # There a v_prediction is F with the other sign.
             out = -out if kind == "v" else out
             return Nodes(alpha, sigma, -skip / out, 1 / out)

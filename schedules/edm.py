@@ -46,6 +46,11 @@ class EDM(Schedule):
             return -np.log(as_times(t, 0, np.inf, "EDM"))
 
     @override
+    def sigma(self, t: ArrayLike) -> Float:
+        # As given: the way through lam would round it.
+        return as_times(t, 0, np.inf, "EDM")
+
+    @override
     def time(self, lam: ArrayLike) -> Float:
         return np.exp(-np.asarray(lam, dtype=np.float64))
 

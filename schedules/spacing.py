@@ -46,14 +46,16 @@ class Spacing:
 
     def place(self, start: float, stop: float, n: int) -> Float:
         """n values from start to stop; both ends are exact."""
-        u = self.ramp(n)
-        if np.isinf(self.rho):
-            y = start * (stop / start) ** u
-        else:
-            a, b = start ** (1 / self.rho), stop ** (1 / self.rho)
-            y = (a + u * (b - a)) ** self.rho
+        y = self.between(start, stop, self.ramp(n))
         y[-1], y[0] = stop, start
         return y
+
+    def between(self, start: float, stop: float, u: Float) -> Float:
+        """The values y(u) of a law that runs from start at u = 0 to stop at u = 1."""
+        if np.isinf(self.rho):
+            return start * (stop / start) ** u
+        a, b = start ** (1 / self.rho), stop ** (1 / self.rho)
+        return np.asarray((a + u * (b - a)) ** self.rho)
 
 
 SPACINGS: dict[str, Spacing] = {
@@ -67,8 +69,14 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
-def discrete_times(rule: str, total: int, n: int, multistep: bool, offset: int) -> Float:
-    """The n integer timesteps of a rule of discrete models, noisiest first.
+# The spacings of discrete models, by their names in diffusers.
+RULES = ("linspace", "leading", "trailing")
+
+
+def discrete_times(
+    rule: str, total: int, n: int, multistep: bool, offset: int, *, exact: bool = False
+) -> Float:
+    """The n timesteps of a rule of discrete models, noisiest first: whole numbers unless `exact`.
 
     linspace: round(linspace(0, total - 1, n)); leading: multiples of total // n, plus `offset`;
     trailing: round(total - k total / n) - 1. With `multistep`, linspace and leading place n + 1
@@ -76,18 +84,19 @@ def discrete_times(rule: str, total: int, n: int, multistep: bool, offset: int) 
     2).
     """
     points = n + 1 if multistep and rule != "trailing" else n
+    whole = np.positive if exact else np.round
     match rule:
         case "linspace":
             # One point is the noisiest, not 0.
-            times: Float = np.linspace(0, total - 1, max(points, 2)).round()[::-1]
+            times: Float = whole(np.linspace(0, total - 1, max(points, 2)))[::-1]
         case "leading":
-            times = (np.arange(points) * (total // points))[::-1] + float(offset)
+            stride = total / points if exact else total // points
+            times = (np.arange(points) * stride)[::-1] + float(offset)
+        case "trailing":
+            times = whole(total - np.arange(n) * total / n) - 1.0
         case _:
-            times = np.round(total - np.arange(n) * total / n) - 1.0
+            raise ValueError(f"timestep_spacing must be one of {', '.join(RULES)}, got {rule!r}")
     return times[:n]
-
-
-DISCRETE_RULES = ("linspace", "leading", "trailing")
 
 
 def grid(
@@ -131,23 +140,24 @@ def grid(
         raise ValueError(f"grid: end must be 'zero' or 'min', got {end!r}")
     start = schedule.t_max if t_max is None else t_max
     stop = schedule.t_min if t_min is None else t_min
-    discrete = isinstance(spacing, str) and spacing in DISCRETE_RULES
-    given = {"t_max": t_max, "rho": rho} if discrete else {"multistep": multistep, "offset": offset}
+    rule = named(spacing) if isinstance(spacing, str) else spacing
+    given = {"t_max": t_max, "rho": rho}
+    if not isinstance(rule, str):
+        given = {"multistep": multistep, "offset": offset}
     unused = [name for name, value in given.items() if value]
     if unused:
         raise ValueError(f"grid: spacing {spacing!r} has no option {' and '.join(unused)}")
-    if isinstance(spacing, str) and spacing in DISCRETE_RULES:
+    if isinstance(rule, str):
         if not isinstance(schedule, VPDiscrete):
             raise ValueError(
                 f"grid: spacing {spacing!r} is for VPDiscrete, not {type(schedule).__name__}"
             )
         # A run that ends at t_min is one of n + 1 points, too: the cleanest is its last node.
         ahead = multistep or end == "min"
-        times = discrete_times(spacing, int(schedule.t_max) + 1, nfe, ahead, offset)
+        times = discrete_times(rule, int(schedule.t_max) + 1, nfe, ahead, offset)
         return Grid.from_times(
             schedule, np.append(times, schedule.t_zero if end == "zero" else stop)
         )
-    rule = named(spacing) if isinstance(spacing, str) else spacing
     rule = rule if rho is None else replace(rule, rho=rho)
     if rule.variable == "time":
         # Measured from clean data, so that a power law keeps its meaning where time starts at -1.
@@ -172,10 +182,12 @@ def grid(
     return Grid.from_times(schedule, np.append(times, schedule.t_zero) if end == "zero" else times)
 
 
-def named(spacing: str) -> Spacing:
-    """The preset of that name; ValueError lists the names."""
+def named(spacing: str) -> Spacing | str:
+    """The preset of that name, or the name of a rule of `RULES`; ValueError lists all names."""
+    if spacing in RULES:
+        return spacing
     if spacing not in SPACINGS:
-        names = ", ".join([*SPACINGS, *DISCRETE_RULES])
+        names = ", ".join([*SPACINGS, *RULES])
         raise ValueError(f"grid: unknown spacing {spacing!r}; choose one of {names}")
     return SPACINGS[spacing]
 

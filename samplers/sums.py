@@ -1,0 +1,61 @@
+"""Weighted sums of tensors: all that a step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+# A scalar, or a tensor that broadcasts against the state.
+Coefficient = float | Tensor
+Pairs = tuple[tuple[int, Coefficient], ...]
+
+
+class Sum(Protocol):
+    """carry x + sum weights m + sum noise z."""
+
+    @property
+    def carry(self) -> Coefficient:
+        """The factor of the state."""
+
+    @property
+    def weights(self) -> Pairs:
+        """Positions of outputs with their coefficients."""
+
+    @property
+    def noise(self) -> Pairs:
+        """Positions of noises with their coefficients."""
+
+
+def combine(row: Sum, x: Tensor, outputs: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
+    """carry x + sum weights m + sum noise z, as one new tensor."""
+    total = scaled(x, row.carry)
+    for i, weight in row.weights:
+        total = accumulate(total, outputs[i], weight)
+    for i, weight in row.noise:
+        total = accumulate(total, noises[i], weight)
+    return total
+
+
+def mix(x: Tensor, p: Coefficient, m: Tensor, q: Coefficient) -> Tensor:
+    """p x + q m, in the dtype of x; m itself where p = 0 and q = 1."""
+    if not isinstance(p, float) or not isinstance(q, float):
+        return accumulate(scaled(x, p), m, q)
+    if p == 0 and q == 1:
+        return m
+    if p == 1:
+        return x.add(m, alpha=q)
+    return (x * p).add_(m, alpha=q)
+
+
+def scaled(x: Tensor, factor: Coefficient) -> Tensor:
+    """Factor x, in the dtype of x."""
+    return x * (factor if isinstance(factor, float) else factor.to(x))
+
+
+def accumulate(total: Tensor, term: Tensor, weight: Coefficient) -> Tensor:
+    """Total + weight term; `total` is ours alone, so scalars add in place."""
+    if isinstance(weight, float):
+        return total.add_(term, alpha=weight)
+    return total + term * weight.to(total)
