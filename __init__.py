@@ -8,7 +8,7 @@ run by one executor, `sample`.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
 
 from . import integrations, samplers, schedules
-from .integrations import TableauScheduler
+from .integrations import TableauScheduler, restore, use
 from .samplers import State, Tableau, advance, build, initial, noise, sample
 from .schedules import Grid, grid
 
@@ -25,7 +25,9 @@ __all__ = [
     "initial",
     "integrations",
     "noise",
+    "restore",
     "sample",
     "samplers",
     "schedules",
+    "use",
 ]

@@ -1,5 +1,7 @@
-"""Where other programs meet samplers: the diffusers scheduler."""
+"""Where other programs meet samplers: diffusers and k-diffusion."""
 
+from . import kdiffusion
+from .pipelines import restore, use
 from .scheduler import TableauScheduler
 
-__all__ = ["TableauScheduler"]
+__all__ = ["TableauScheduler", "kdiffusion", "restore", "use"]

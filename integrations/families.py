@@ -155,6 +155,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def law_of(config: Config) -> Law:
+    """The kind of noise levels that a config steps through."""
+    return "flow" if config.get("use_flow_sigmas") else FAMILIES[config["like"]].law
+
+
 @cache
 def defaults(family: str) -> Mapping[str, Any]:
     """The keys of a class with their default values, as its constructor states them."""

@@ -8,11 +8,22 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from .. import samplers
+from ..schedules.spacing import named
 from .families import FAMILIES, all_defaults, defaults, recognised
-from .nodes import sigma_spacing
+from .nodes import replaces_method, sigma_spacing
 
 # Keys of our own, beside those of diffusers.
-OWN_KEYS = ("like", "solver", "solver_options", "spacing", "spacing_options", "tableau", "compat")
+OWN_KEYS = (
+    "like",
+    "solver",
+    "solver_options",
+    "spacing",
+    "spacing_options",
+    "nfe",
+    "tableau",
+    "compat",
+)
 
 # Where ConfigMixin keeps the names of the keys that nobody has set.
 UNSET = "_use_default_values"
@@ -92,6 +103,12 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"like: {like!r} is not one of {', '.join(close)}")
     if own["compat"] not in (None, "diffusers"):
         raise ValueError(f"compat must be 'diffusers' or None, got {own['compat']!r}")
+    if own["nfe"] is not None and (int(own["nfe"]) != own["nfe"] or own["nfe"] < 1):
+        raise ValueError(f"nfe must be a whole number of at least 1, got {own['nfe']}")
+    if own["solver"] is not None:
+        samplers.solver(own["solver"])
+    if own["spacing"] is not None:
+        named(own["spacing"])
     given = {key: value for key, value in keys.items() if value is not None}
     known = set(defaults(like)) | COMMON_KEYS
     if foreign := [key for key in given if key not in known]:
@@ -117,11 +134,6 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
         base = {key: value for key, value in base.items() if key not in METHOD_KEYS}
     sigma_spacing({**base, **given})
     return {**own, **base, **given}
-
-
-def replaces_method(own: Mapping[str, Any]) -> bool:
-    """Whether a named solver or a table takes the place of what a class does."""
-    return own.get("solver") is not None or own.get("tableau") is not None
 
 
 def merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ..samplers import from_diffusers_config
 from ..schedules import EDM, FlowMatching, Grid, Schedule, VPDiscrete
 from ..schedules.base import Float, alpha_sigma
-from ..schedules.spacing import SPACINGS, Spacing
+from ..schedules.spacing import SPACINGS, Spacing, discrete_times
 
 Config = Mapping[str, Any]
 
@@ -28,16 +29,60 @@ class Request:
     timesteps: Sequence[float] | None = None
     mu: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps is None and self.sigmas is None and self.timesteps is None:
+            raise ValueError("set_timesteps: give num_inference_steps, sigmas or timesteps")
+        given = self.given
+        if min(given.values()) < 1:
+            raise ValueError(f"set_timesteps: at least 1 step is needed, got {given}")
+        if len(set(given.values())) > 1:
+            raise ValueError(f"set_timesteps: these ask for different numbers of steps: {given}")
+
+    @property
+    def given(self) -> dict[str, int]:
+        """What was given, and how many steps each asks for; a zero that closes sigmas is none."""
+        counts = {
+            "num_inference_steps": None if self.steps is None else int(self.steps),
+            "timesteps": None if self.timesteps is None else len(self.timesteps),
+            "sigmas": None if self.sigmas is None else len(open_ended(self.sigmas)),
+        }
+        return {name: count for name, count in counts.items() if count is not None}
+
     @property
     def count(self) -> int:
-        """The number of steps, or of the nodes given."""
-        given = self.sigmas if self.sigmas is not None else self.timesteps
-        return len(given) if given is not None else int(self.steps or 0)
+        """The number of steps."""
+        return next(iter(self.given.values()))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody chose the nodes: flow pipelines pass an even ramp from 1 to 1 / n then."""
+        if self.timesteps is not None:
+            return False
+        n = self.count
+        return self.sigmas is None or bool(
+            np.allclose(open_ended(self.sigmas), np.linspace(1, 1 / n, n))
+        )
+
+    def refuse(self, who: str, *names: str) -> None:
+        """Raise ValueError if nodes are given by one of `names`, which `who` has no use for."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"set_timesteps: {who} places its nodes itself, without {name}")
+
+
+def open_ended(sigmas: Sequence[float]) -> Sequence[float]:
+    """Sigmas without the zero that may close them."""
+    return sigmas[:-1] if len(sigmas) and sigmas[-1] == 0 else sigmas
 
 
 # Where a run ends: in clean data; at the smallest level, which is then the last of the nodes that
 # a spacing places; or at the first level of the table, and in clean data if that is taken already.
 End = Literal["zero", "min", "first"]
+
+
+def replaces_method(config: Config) -> bool:
+    """Whether a named solver or a table takes the place of what a class does."""
+    return config.get("solver") is not None or config.get("tableau") is not None
 
 
 def final_sigmas(config: Config) -> End:
@@ -80,12 +125,22 @@ SIGMA_SPACINGS: dict[str, Spacing] = {
 }
 
 
+def end_of(config: Config, placement: Placement) -> End:
+    """Where a run of a config ends."""
+    return final_sigmas(config) if "final_sigmas_type" in config else placement.end(config)
+
+
 def sigma_spacing(config: Config) -> str | None:
     """The key of the sigma spacing that a config asks for; ValueError if it asks for two."""
     asked = [key for key in SIGMA_SPACINGS if config.get(key)]
     if len(asked) > 1:
         raise ValueError(f"only one of {' and '.join(asked)} can be used")
     return asked[0] if asked else None
+
+
+def sigma_ends(config: Config, high: float, low: float) -> tuple[float, float]:
+    """The ends of a sigma spacing: those of the config, or else high and low."""
+    return config.get("sigma_max") or high, config.get("sigma_min") or low
 
 
 BETA_KEYS = (
@@ -114,41 +169,50 @@ def level_ratios(law: VPDiscrete, floor: float) -> Float:
 
 
 def table_nodes(config: Config, placement: Placement, request: Request) -> Grid:
-    """Nodes on a table of levels, told to the network as times, or as log(nsr) / 4.
+    """Nodes on a table of levels."""
+    return told(config, level_nodes(config, placement, request))
+
+
+def told(config: Config, grid: Grid) -> Grid:
+    """The nodes under what a network is told: their times, or log(nsr) / 4, as in EDM.
 
     The latter is what `timestep_type` "continuous" means, and with v_prediction only.
     """
-    grid = level_nodes(config, placement, request)
     if config.get("timestep_type") != "continuous" or config["prediction_type"] != "v_prediction":
         return grid
-    return replace(grid, label=-0.25 * np.minimum(grid.lam, 1e3))
+    return Grid.from_sigmas(grid.nsr)
 
 
 def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
-    """Nodes at times of a rule, spaced in nsr = sigma / alpha, or given."""
+    """Nodes at times of a rule, spaced in nsr = sigma / alpha, or given.
+
+    Levels that are given carry the times that are given with them, or else their own.
+    """
     law, spacing = levels(config), sigma_spacing(config)
-    table = level_ratios(law, placement.floor)
-    if request.timesteps is not None and spacing is not None:
+    table, end = level_ratios(law, placement.floor), end_of(config, placement)
+    label = None
+    if request.timesteps is not None:
+        label = np.append(np.asarray(request.timesteps, dtype=np.float64), law.t_zero)
+    if request.sigmas is not None:
+        given = np.asarray(request.sigmas, dtype=np.float64)
+        return placed(law, closed(given, 0.0) if end == "zero" else given, label)
+    if label is not None and spacing is not None:
         raise ValueError(f"timesteps cannot be given with {spacing}: it places the nodes itself")
-    end = final_sigmas(config) if "final_sigmas_type" in config else placement.end(config)
+    if config.get("interpolation_type") == "log_linear" and spacing is None:
+        nsr = spaced(SPACINGS["exponential"], table[-1], table[0], request.count, "min")
+        return placed(law, nsr)
 
     def at(times: Float) -> Float:
         return np.interp(times, np.arange(len(table)), table)
 
-    times = wanted_times(config, placement, law, request)
-    last = 0.0 if end == "zero" else table[0]
-    if request.sigmas is not None:
-        given = np.asarray(request.sigmas, dtype=np.float64)
-        return placed(law, closed(given, 0.0) if end == "zero" else given)
-    if config.get("interpolation_type") == "log_linear" and spacing is None:
-        nsr = spaced(SPACINGS["exponential"], table[-1], table[0], request.count, "min")
-        return placed(law, nsr)
+    times = wanted_times(config, placement, law, request.count) if label is None else label[:-1]
     if spacing is None:
-        if end == "min" and at(times)[-1] == last:
-            times = wanted_times(config, replace(placement, ahead=True), law, request)
+        last = 0.0 if end == "zero" else table[0]
+        if end == "min" and label is None and at(times)[-1] == last:
+            # One point more, and the last of them is where the run ends.
+            times = wanted_times(config, replace(placement, ahead=True), law, request.count)
         return placed(law, closed(at(times), last), np.append(times, law.t_zero))
-    high, low = at(times[[0, -1]]) if placement.within else table[[-1, 0]]
-    high, low = config.get("sigma_max") or high, config.get("sigma_min") or low
+    high, low = sigma_ends(config, *(at(times[[0, -1]]) if placement.within else table[[-1, 0]]))
     grid = placed(law, spaced(SIGMA_SPACINGS[spacing], high, low, request.count, end))
     cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
     if spacing not in placement.rounded or (cosine and placement.unless_cosine):
@@ -168,33 +232,18 @@ def closed(nsr: Float, last: float) -> Float:
     return np.append(nsr, last if last < nsr[-1] else 0.0)
 
 
-def wanted_times(config: Config, placement: Placement, law: VPDiscrete, request: Request) -> Float:
-    """The times of the rule of a config, noisiest first (Lin et al. 2023, table 2).
+def wanted_times(config: Config, placement: Placement, law: VPDiscrete, n: int) -> Float:
+    """The n times of the rule of a config, noisiest first.
 
     Rounded as the rule says, but not where more steps than levels would then repeat a time.
     """
-    if request.timesteps is not None:
-        return np.asarray(request.timesteps, dtype=np.float64)
-    n, total = request.count, int(law.t_max) + 1
+    total = int(law.t_max) + 1
     if config.get("lambda_min_clipped", -np.inf) > -np.inf:
         total = int((law.lam(np.arange(total)) >= config["lambda_min_clipped"]).sum())
-    points = n + 1 if placement.ahead else n
-    offset = config.get("steps_offset", 0)
-    match config.get("timestep_spacing", "linspace"):
-        case "linspace":
-            exact = np.linspace(0, total - 1, points)[::-1]
-            times = np.round(exact) if placement.whole else exact
-        case "leading":
-            exact = np.arange(points)[::-1] * (total / points) + offset
-            times = np.arange(points)[::-1] * float(total // points) + offset
-        case "trailing":
-            exact = np.arange(total, 0, -(law.t_max + 1) / n) - 1
-            times = np.round(exact + 1) - 1
-        case rule:
-            raise ValueError(
-                f"timestep_spacing must be 'linspace', 'leading' or 'trailing', got {rule!r}"
-            )
-    return (exact if len(np.unique(times)) < len(times) else times)[:n]
+    rule, offset = config.get("timestep_spacing", "linspace"), config.get("steps_offset", 0)
+    ask = partial(discrete_times, rule, total, n, placement.ahead, offset)
+    times = ask(exact=rule == "linspace" and not placement.whole)
+    return ask(exact=True) if len(np.unique(times)) < n else times
 
 
 def placed(law: VPDiscrete, nsr: Float, label: Float | None = None) -> Grid:
@@ -213,47 +262,49 @@ def single(sigmas: Float) -> Float:
     return sigmas.astype(np.float32).astype(np.float64)
 
 
-def flow_shift(config: Config, mu: float | None) -> Callable[[Float], Float]:
-    """The map s -> k s / (1 + (k - 1) s) of a config, k from `mu` where shifting is dynamic."""
+def flow_shift(config: Config, mu: float | None) -> float:
+    """The shift of the flow of a config, from `mu` where shifting is dynamic."""
     if not config.get("use_dynamic_shifting"):
-        k = float(config["shift"] if "shift" in config else config["flow_shift"])
-    elif mu is None:
+        return float(config["shift"] if "shift" in config else config["flow_shift"])
+    if mu is None:
         raise ValueError("use_dynamic_shifting: set_timesteps needs mu, which sets the shift")
-    else:
-        k = float(mu if config["time_shift_type"] == "linear" else np.exp(mu))
-    return lambda s: k * s / (1 + (k - 1) * s)
+    return float(mu if config["time_shift_type"] == "linear" else np.exp(mu))
 
 
 def flow_nodes(config: Config, placement: Placement, request: Request) -> Grid:
-    """Nodes of a flow, x = (1 - s) x0 + s eps, told to the network as s times the levels."""
+    """Nodes of a flow, x = (1 - s) x0 + s eps, told to the network as s times the levels.
+
+    Levels that are given are shifted; times that are given alone are not.
+    """
     total, n = config["num_train_timesteps"], request.count
-    shift, spacing = flow_shift(config, request.mu), sigma_spacing(config)
-    end = final_sigmas(config) if "final_sigmas_type" in config else placement.end(config)
+    shift, spacing = FlowMatching(flow_shift(config, request.mu)).sigma, sigma_spacing(config)
+    end = end_of(config, placement)
     after, before = placement.flow_ends
     s: Float
     if request.sigmas is not None:
-        given = np.asarray(request.sigmas, dtype=np.float64)
-        s = shift(given[:-1] if given[-1] == 0 else given)
+        s = shift(np.asarray(open_ended(request.sigmas), dtype=np.float64))
     elif request.timesteps is not None:
         s = np.asarray(request.timesteps, dtype=np.float64) / total
     else:
         points = n + 1 if placement.ahead or end == "min" else n
-        low = 1 if end == "min" else before
-        s = np.linspace(1 - after / total, low / total, points)
+        least = 1 if end == "min" else before
+        s = np.linspace(1 - after / total, least / total, points)
         s = shift(s if end == "min" else s[:n])
     if config.get("shift_terminal"):
         s = 1 - (1 - s) * (1 - config["shift_terminal"]) / (1 - s[-1])
     if spacing is not None and placement.ahead:
         # Classes of both worlds space the levels of their table, as sigma / alpha.
-        high, low = levels(config).nsr([total - 1, 0])
-        high, low = config.get("sigma_max") or high, config.get("sigma_min") or low
+        high, low = sigma_ends(config, *levels(config).nsr([total - 1, 0]))
         nsr = spaced(SIGMA_SPACINGS[spacing], high, low, n, end)
         s = nsr / (1 + nsr)
     elif spacing is not None:
         s = spaced(SIGMA_SPACINGS[spacing], s[0], s[-1], n, end)
     elif end != "min" or request.steps is None:
         s = closed(s, 0.0)
-    s = single(np.minimum(s, placement.flow_max))
+    if not replaces_method(config):
+        # Where their solvers would fall over pure noise.
+        s = np.minimum(s, placement.flow_max)
+    s = single(s)
     label = s * total
     if request.timesteps is not None:
         label = np.append(np.asarray(request.timesteps, dtype=np.float64), 0.0)
@@ -272,6 +323,7 @@ def edm_nodes(config: Config, request: Request, label: Callable[[Float], Float])
 
     What EDM pipelines pass as sigmas is a ramp from 0 to 1, which is placed between the two.
     """
+    request.refuse("an EDM scheduler", "timesteps")
     high, low = config["sigma_max"], config["sigma_min"]
     rule = Spacing("nsr", rho=config["rho"])
     if config["sigma_schedule"] == "exponential":
@@ -284,16 +336,14 @@ def edm_nodes(config: Config, request: Request, label: Callable[[Float], Float])
         sigma = spaced(rule, high, low, request.count, final_sigmas(config))
     else:
         ramp = np.asarray(request.sigmas, dtype=np.float64)
-        a, b = high ** (1 / rule.rho), low ** (1 / rule.rho)
-        power = (a + ramp * (b - a)) ** rule.rho if np.isfinite(rule.rho) else None
-        sigma = power if power is not None else high * (low / high) ** ramp
-        sigma = closed(sigma, 0.0)
+        sigma = closed(rule.between(high, low, ramp), 0.0)
     sigma = single(sigma)
     return at_levels(EDM(low, high), sigma, label(sigma))
 
 
 def ipndm_nodes(config: Config, request: Request) -> Grid:
     """The nodes of IPNDM: sigma = sin(pi u / 2)^2 on uniform u, alpha^2 + sigma^2 = 1."""
+    request.refuse("IPNDM", "timesteps", "sigmas")
     if config.get("trained_betas") is not None:
         sigma = np.asarray(config["trained_betas"], dtype=np.float64)
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -15,53 +15,26 @@ from torch import Tensor
 
 from .. import samplers
 from ..samplers import Tableau, trace
-from ..samplers.basis import Basis, affine
-from ..samplers.diffusers_model import NAMES
-from ..samplers.program import Step, compile_steps
-from ..schedules import EDM, FlowMatching, Grid, Schedule, grid
-from ..schedules.base import Float, Form, alpha_sigma
-from .families import FAMILIES, Family, Law, angle, defaults
-from .keys import replaces_method
+from ..schedules import EDM, FlowMatching, Grid, grid
+from ..schedules.base import Float, Form
+from .families import FAMILIES, Family, Law, defaults, law_of
 from .nodes import (
     Config,
     Request,
+    at_levels,
     edm_nodes,
     flow_nodes,
     flow_shift,
     ipndm_nodes,
-    level_ratios,
     levels,
+    placed,
+    replaces_method,
+    sigma_ends,
     table_nodes,
+    told,
 )
-
-
-class Reading(NamedTuple):
-    """How to use a network at one node: out = network(scale x), x0 = a x + b out."""
-
-    scale: float
-    a: float
-    b: float
-
-
-class Line(NamedTuple):
-    """One row, for outputs in the form that costs least to make.
-
-    `step` weighs outputs m, which are x + ratio out, or `out` itself if `ratio` is None; a row
-    whose x0 is clipped first makes m = to_x x + to_x0 x0 of it. x0 = unit m where the table is one
-    in x0, `unit` is 0 in others. `residual` is the share of what clipping took that stays in the
-    state, `draws` says whether the generator is asked, and `inside` and `leads_inside` whether the
-    row starts and ends inside a step.
-    """
-
-    step: Step
-    ratio: float | None
-    to_x: float
-    to_x0: float
-    unit: float
-    residual: float
-    draws: bool
-    inside: bool
-    leads_inside: bool
+from .program import Line, program
+from .reading import Reading, clipping, reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,20 +42,23 @@ class Plan:
     """A run: tables on states as the pipeline holds them, and how its network is read.
 
     `tail(begin)` is the table of a run that begins at row `begin` of the whole one, `steps` the
-    number of steps between which pipelines may begin, `clip` what is done to x0.
+    number of steps between which pipelines may begin, `clip` what is done to x0, `residual` whether
+    what that takes stays in the state, `device` where the numbers of a compiled step live.
     """
 
     tail: Callable[[int], Tableau]
     steps: int
     law: Law
-    scaled: bool
     config: Config
     request: Request
-    clip: Callable[[Tensor], Tensor] | None = None
+    device: torch.device | str | None
+    clip: Callable[[Tensor], Tensor] | None
+    residual: bool
+    programs: dict[int, tuple[Line, ...]] = field(default_factory=dict, init=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By its recipe: what it holds are functions and chains of nodes.
-        return make_plan, (self.config, self.request)
+        return make_plan, (self.config, self.request, self.device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self
@@ -94,29 +70,29 @@ class Plan:
 
     @cached_property
     def order(self) -> int | None:
-        """Rows per step where all but the last have as many; None if there are too few to tell."""
-        if self.table.grid.nfe == self.steps:
-            return 1
-        starts = np.flatnonzero(~self.table.grid.stage[:-1])
-        return int(np.diff(starts).min()) if self.steps > 2 else None
+        """Rows per step, as pipelines count; None if there are too few steps to tell."""
+        return 1 if self.table.grid.nfe == self.steps else rows_per_step(self.table)
 
     @cached_property
     def readings(self) -> tuple[Reading, ...]:
         """How the network is used at each row of the whole table."""
         return tuple(
-            reading(self.config, self.law, self.scaled, node.alpha, node.sigma)
+            reading(self.config, self.law, node.alpha, node.sigma)
             for node in self.table.grid.nodes[:-1]
         )
 
-    @cached_property
-    def _programs(self) -> dict[int, tuple[Line, ...]]:
-        return {}
-
     def program(self, begin: int) -> tuple[Line, ...]:
-        """The rows of `tail(begin)`, ready to run; compiled once."""
-        if begin not in self._programs:
-            self._programs[begin] = program(self, begin)
-        return self._programs[begin]
+        """The lines of a run that begins at row `begin`; made once."""
+        if begin not in self.programs:
+            self.programs[begin] = program(
+                self.tail(begin).numeric(),
+                self.readings[begin:],
+                begin,
+                clipped=self.clip is not None,
+                residual=self.residual,
+                device=self.device,
+            )
+        return self.programs[begin]
 
     @cached_property
     def sigmas(self) -> Float:
@@ -125,45 +101,6 @@ class Plan:
         if self.law != "flow":
             return grid.nsr
         return 1 - grid.sigma if self.config.get("invert_sigmas") else grid.sigma
-
-
-def program(plan: Plan, begin: int) -> tuple[Line, ...]:
-    """See `Plan.program`.
-
-    With m = p x + q x0 and x0 = a x + b out, m is (p + q a) x + q b out: up to a factor, which its
-    column of the table takes, x + ratio out. So one sum of two terms makes an output, and none
-    where the table is in the network's own prediction.
-    """
-    table = plan.tail(begin).numeric()
-    grid, readings = table.grid, plan.readings[begin:]
-    p, q = affine(table.basis, grid.alpha[:-1], grid.sigma[:-1])
-    a, b = (np.array(values) for values in list(zip(*readings, strict=True))[1:])
-    of_x, of_out = p + q * a, q * b
-    # What cancels in p + q a is the network's own basis, up to rounding.
-    native = np.abs(of_x) <= 1e-12 * (np.abs(p) + np.abs(q * a))
-    unit = np.where(native, of_out, of_x) if plan.clip is None else np.ones(len(p))
-    ratio = of_out / np.where(native, 1.0, of_x)
-    steps = compile_steps(grid.nodes, table.carry, table.weights * unit, table.noise, "x0")
-    # DDIM of diffusers goes on with the eps of the network as it is: what was clipped from x0 is
-    # still in it, times - sigma' alpha / sigma.
-    keeps = plan.config["like"] == "DDIMScheduler" and not replaces_method(plan.config)
-    residual = -grid.sigma[1:] * grid.alpha[:-1] / grid.sigma[:-1] * keeps
-    return tuple(
-        Line(
-            step,
-            None if native[n] else float(ratio[n]),
-            float(p[n]),
-            float(q[n]),
-            float(unit[n]) if table.basis == "x0" else 0.0,
-            float(residual[n]),
-            # As in diffusers every step draws, also one that has no use for it, and a stage inside
-            # a step if it adds noise.
-            table.stochastic and (step.draws or not bool(grid.stage[n + 1])),
-            bool(grid.stage[n]),
-            bool(grid.stage[n + 1]),
-        )
-        for n, step in enumerate(steps)
-    )
 
 
 def tails(steps: Grid, build: Callable[[Grid, int], Tableau]) -> Callable[[int], Tableau]:
@@ -176,7 +113,8 @@ def tails(steps: Grid, build: Callable[[Grid, int], Tableau]) -> Callable[[int],
     @lru_cache(maxsize=8)
     def tail(begin: int) -> Tableau:
         if begin == 0:
-            return build(steps, 0)
+            table = build(steps, 0)
+            return table if table.grid.nfe == steps.nfe else even(table)
         whole = tail(0)
         if whole.grid.nfe == steps.nfe:
             return build(steps.tail(begin), begin)
@@ -191,41 +129,27 @@ def tails(steps: Grid, build: Callable[[Grid, int], Tableau]) -> Callable[[int],
     return tail
 
 
-def reading(config: Config, law: Law, scaled: bool, alpha: float, sigma: float) -> Reading:
-    """How diffusers uses a network at one level.
+def rows_per_step(table: Tableau) -> int | None:
+    """The rows of every step but the first and the last; None if there are too few to tell."""
+    counts = np.diff(np.flatnonzero(~table.grid.stage))
+    if (counts == 1).all():
+        return 1
+    return int(counts[1:-1].min()) if len(counts) > 2 else None
 
-    The network sees states in its own form: `scaled` ones x0 + sigma eps are divided by
-    sqrt(1 + sigma^2), those of EDM by sqrt(sigma_data^2 + sigma^2). There x0 = (out - p x) / q for
-    out = p x + q x0 (see `affine`), and c_skip x + c_out out for EDM (Karras et al. 2022, table 1).
+
+def even(table: Tableau) -> Tableau:
+    """The table with as many rows in the first step as in the others.
+
+    A first step from pure noise has one; but pipelines find the place of a step by counting.
     """
-    kind = config.get("prediction_type", "flow_prediction" if law == "flow" else "epsilon")
-    if law == "edm":
-        data = config["sigma_data"]
-        total = float(np.hypot(sigma, data))
-        signs = {"epsilon": 1.0, "v_prediction": -1.0}
-        if kind not in signs:
-            raise ValueError(f"prediction_type {kind!r} is not one of {', '.join(signs)} of EDM")
-        return Reading(1 / total, (data / total) ** 2, signs[kind] * sigma * data / total)
-    if law == "ipndm":
-        return Reading(1.0, alpha, -sigma)
-    if kind not in NAMES:
-        raise ValueError(f"prediction_type {kind!r} is not one of {', '.join(NAMES)}")
-    if kind == "v_prediction" and not scaled:
-        return Reading(1.0, alpha, -sigma)
-    if kind == "flow_prediction":
-        return Reading(1.0, 1.0, sigma if config.get("invert_sigmas") else -sigma)
-    scale = 1 / float(np.hypot(alpha, sigma)) if scaled else 1.0
-    p, q = affine(cast(Basis, NAMES[kind]), alpha * scale, sigma * scale)
-    if q == 0:
-        raise ValueError(
-            f"the first node is pure noise (alpha = 0), where prediction_type {kind!r} says "
-            f"nothing about x0: use v_prediction, or a schedule without zero terminal SNR"
-        )
-    return Reading(scale, -p / q * scale, 1 / q)
+    first = int((~table.grid.stage[1:]).argmax()) + 1
+    return waiting(table, max((rows_per_step(table) or 1) - first, 0))
 
 
 def waiting(table: Tableau, rows: int) -> Tableau:
     """The table behind `rows` rows that leave the state as it is."""
+    if rows == 0:
+        return table
     n = rows + table.grid.nfe
     index = [0] * rows + list(range(table.grid.nfe + 1))
     stage = [False, *[True] * rows, *table.grid.stage[1:].tolist()]
@@ -236,16 +160,17 @@ def waiting(table: Tableau, rows: int) -> Tableau:
     return replace(table, grid=grid, carry=carry, weights=weights, noise=noise)
 
 
-def make_plan(config: Config, request: Request) -> Plan:
+def make_plan(config: Config, request: Request, device: torch.device | str | None = None) -> Plan:
     """The run that a config and a request ask for; ValueError says what is wrong with them."""
-    family = FAMILIES[config["like"]]
-    law: Law = "flow" if config.get("use_flow_sigmas") else family.law
+    request = within(config, request)
+    family, law = FAMILIES[config["like"]], law_of(config)
     form: Form = "edm" if family.scaled or law == "edm" else "flow" if law == "flow" else "vp"
     if config.get("compat") == "diffusers":
         tail = traced(config, request)
         steps = int((~tail(0).grid.stage[:-1]).sum())
     elif config.get("tableau") is not None:
-        tail = chosen_table(config["tableau"], request).tail
+        # It has nodes of its own: of those given only the number counts.
+        tail = chosen_table(config["tableau"], request.count).tail
         steps = tail(0).grid.nfe
     else:
         nodes = step_nodes(config, family, law, request)
@@ -255,37 +180,34 @@ def make_plan(config: Config, request: Request) -> Plan:
     def formed(begin: int) -> Tableau:
         return tail(begin).in_form(form)
 
-    return Plan(formed, steps, law, family.scaled, config, request, clipping(config))
+    # As in DDIM of diffusers, which goes on with the eps of the network as it is.
+    residual = config["like"] == "DDIMScheduler" and not replaces_method(config)
+    return Plan(formed, steps, law, config, request, device, clipping(config), residual)
 
 
-def clipping(config: Config) -> Callable[[Tensor], Tensor] | None:
-    """What a config does to x0 before it is used, or None.
+def within(config: Config, request: Request) -> Request:
+    """The request that a run with the `nfe` of its config makes, whatever was asked for.
 
-    `thresholding`: the quantile `dynamic_thresholding_ratio` of |x0| of each sample, at least 1 and
-    at most `sample_max_value`, bounds it and is scaled to 1 (Saharia et al. 2022, "Imagen").
-    `clip_sample`: a fixed bound.
+    The most steps that cost at most `nfe` evaluations. ValueError if there are none, or if nodes
+    were chosen that are not as many.
     """
-    if config.get("thresholding"):
-        ratio = float(config.get("dynamic_thresholding_ratio", 0.995))
-        largest = float(config.get("sample_max_value", 1.0))
-
-        def threshold(x0: Tensor) -> Tensor:
-            flat = x0.flatten(1)
-            bound = torch.quantile(flat.abs(), ratio, dim=1, keepdim=True).clamp(1.0, largest)
-            return (flat.clamp(-bound, bound) / bound).reshape(x0.shape)
-
-        return threshold
-    if config.get("clip_sample"):
-        bound = float(config.get("clip_sample_range", 1.0))
-        return lambda x0: x0.clamp(-bound, bound)
-    return None
+    nfe = config.get("nfe")
+    if nfe is None:
+        return request
+    if not request.is_open:
+        raise ValueError(f"set_timesteps was given {request.given}, and nfe={nfe} holds the run")
+    free = {**config, "nfe": None}
+    for steps in range(nfe, 0, -1):
+        fitting = Request(steps, mu=request.mu)
+        if make_plan(free, fitting).table.nfe <= nfe:
+            return fitting
+    raise ValueError(f"nfe={nfe}: even one step takes more evaluations")
 
 
 def step_nodes(config: Config, family: Family, law: Law, request: Request) -> Grid:
     """The nodes between which a solver steps, in the form of their own law."""
-    if config.get("spacing") is not None and request.sigmas is None and request.timesteps is None:
-        options = config.get("spacing_options") or {}
-        return grid(own_law(config, law, request), request.count, config["spacing"], **options)
+    if config.get("spacing") is not None and request.is_open:
+        return spaced_nodes(config, law, request)
     match law:
         case "flow":
             return flow_nodes(config, family.placement, request)
@@ -296,19 +218,24 @@ def step_nodes(config: Config, family: Family, law: Law, request: Request) -> Gr
     return table_nodes(config, family.placement, request)
 
 
-def own_law(config: Config, law: Law, request: Request) -> Schedule:
-    """The law of a config as a schedule, for our own spacings."""
+def spaced_nodes(config: Config, law: Law, request: Request) -> Grid:
+    """Nodes of one of our spacings, between the ends of the config."""
+    place = partial(grid, nfe=request.count, spacing=config["spacing"])
+    options = config.get("spacing_options") or {}
     match law:
         case "flow":
-            shift = flow_shift(config, request.mu)
-            # k from the image of 1/2: k / (1 + k).
-            middle = float(shift(np.array(0.5)))
-            return FlowMatching(middle / (1 - middle), t_min=1 / config["num_train_timesteps"])
+            shift, t_min = flow_shift(config, request.mu), 1 / config["num_train_timesteps"]
+            return place(FlowMatching(shift, t_min), **options)
         case "edm":
-            return EDM(config["sigma_min"], config["sigma_max"])
+            sigmas = place(EDM(config["sigma_min"], config["sigma_max"]), **options).sigma
+            return at_levels(EDM(), sigmas, FAMILIES[config["like"]].label(sigmas))
         case "ipndm":
             raise ValueError("spacing: IPNDM has nodes of its own; choose another class in `like`")
-    return levels(config)
+    table = levels(config)
+    if config.get("sigma_min") is None and config.get("sigma_max") is None:
+        return told(config, place(table, **options))
+    high, low = sigma_ends(config, *table.nsr([table.t_max, table.t_min]))
+    return told(config, placed(table, place(EDM(low, high), **options).nsr))
 
 
 def builder(config: Config, family: Family) -> Callable[[Grid, int], Tableau]:
@@ -317,18 +244,22 @@ def builder(config: Config, family: Family) -> Callable[[Grid, int], Tableau]:
     if name is None:
         return lambda grid, begun: family.method(config, grid, begun)
     options: Mapping[str, Any] = config.get("solver_options") or {}
-    return lambda grid, begun: samplers.build(name, grid, **options)
+    late = samplers.solver(name).late
+
+    def build(grid: Grid, begun: int) -> Tableau:
+        if begun and late is not None:
+            return samplers.build(late, grid)
+        return samplers.build(name, grid, **options)
+
+    return build
 
 
-def chosen_table(tableau: Mapping[str, Any], request: Request) -> Tableau:
+def chosen_table(tableau: Mapping[str, Any], steps: int) -> Tableau:
     """A table written into a config: one, or a family keyed by the number of its steps."""
-    if "weights" in tableau:
-        return Tableau.from_dict(tableau, "the scheduler's tableau")
-    if str(request.count) not in tableau:
-        raise ValueError(
-            f"this scheduler holds tables for {', '.join(tableau)} steps, not {request.count}"
-        )
-    return Tableau.from_dict(tableau[str(request.count)], f"tableau of {request.count} steps")
+    tables = {str(len(tableau["weights"])): tableau} if "weights" in tableau else tableau
+    if str(steps) not in tables:
+        raise ValueError(f"this scheduler holds tables for {', '.join(tables)} steps, not {steps}")
+    return Tableau.from_dict(tables[str(steps)], f"tableau of {steps} steps")
 
 
 def traced(config: Config, request: Request) -> Callable[[int], Tableau]:
@@ -350,54 +281,3 @@ def traced(config: Config, request: Request) -> Callable[[int], Tableau]:
         raise ValueError(f"compat='diffusers': {config['like']} takes no {' or '.join(unknown)}")
     original.set_timesteps(**given)
     return lru_cache(maxsize=8)(lambda begin: trace(original, begin=begin, check=False))
-
-
-def table_of_alphas(config: Config) -> Float:
-    """alpha^2 of the table of levels of a config, float64."""
-    return 1 / (1 + level_ratios(levels(config), FAMILIES[config["like"]].placement.floor) ** 2)
-
-
-def training_levels(config: Config, labels: Float) -> tuple[Float, Float]:
-    """(alpha, sigma) of the labels that a network is trained with, in the form of the states."""
-    family = FAMILIES[config["like"]]
-    law: Law = "flow" if config.get("use_flow_sigmas") else family.law
-    if law == "flow":
-        sigma = np.asarray(labels, dtype=np.float64) / config["num_train_timesteps"]
-        return 1 - sigma, sigma
-    if law == "edm":
-        sigma = np.tan(labels * np.pi / 2) if family.label is angle else np.exp(4 * labels)
-        return np.ones_like(sigma), sigma
-    if law == "ipndm":
-        return np.cos(labels * np.pi / 2), np.sin(labels * np.pi / 2)
-    table = levels(config)
-    lam = table.lam(np.clip(labels, table.t_min, table.t_max))
-    return alpha_sigma(lam, "edm" if family.scaled else "vp")
-
-
-def training_sigmas(config: Config) -> Float:
-    """What diffusers calls sigma, of all levels that a network is trained on, falling, and zero."""
-    family = FAMILIES[config["like"]]
-    if family.law == "edm":
-        return edm_nodes(config, Request(steps=config["num_train_timesteps"]), family.label).sigma
-    if family.law == "flow" or config.get("use_flow_sigmas"):
-        total = config["num_train_timesteps"]
-        return np.arange(total, -1, -1) / total
-    if family.law == "ipndm":
-        return ipndm_nodes(config, Request(steps=config["num_train_timesteps"])).nsr
-    product = table_of_alphas(config)[::-1]
-    return np.append(np.sqrt((1 - product) / product), 0.0)
-
-
-def starting_scale(config: Config, largest: float) -> float:
-    """The deviation of the state that a run starts from, `largest` its sigma.
-
-    Classes whose states are x0 + sigma eps start from sigma, or from that of noise and data
-    together where their first node may be short of the noisiest level.
-    """
-    family = FAMILIES[config["like"]]
-    if family.law == "edm":
-        return float(np.hypot(config["sigma_max"], 1.0))
-    if not family.scaled:
-        return 1.0
-    leading = config.get("timestep_spacing") == "leading"
-    return float(np.hypot(largest, 1.0)) if leading else largest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
@@ -15,17 +15,14 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..samplers.executor import combine
+from ..samplers.sums import accumulate, combine, mix, scaled
+from .families import FAMILIES
 from .keys import OWN_KEYS, UNSET, merged, resolved, with_all_keys
+from .memory import WIDE, Memory, numbers_of, remembered
 from .nodes import Request
-from .plan import (
-    Plan,
-    make_plan,
-    starting_scale,
-    table_of_alphas,
-    training_levels,
-    training_sigmas,
-)
+from .plan import Plan, make_plan
+from .program import End, Line
+from .training import starting_scale, table_of_alphas, training_levels, training_sigmas
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -38,38 +35,8 @@ class TableauSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class Before(NamedTuple):
-    """The history before a row was run."""
-
-    row: int
-    outputs: tuple[Tensor, ...]
-    noises: tuple[Tensor, ...]
-
-
-class Own(NamedTuple):
-    """The state after a row as it was summed, and what was returned of it."""
-
-    state: Tensor
-    returned: Tensor
-    version: int | None
-
-    def instead_of(self, sample: Tensor, x: Tensor, inside: bool) -> Tensor:
-        """The state to go on from when a pipeline hands in `sample` (x in the state's dtype).
-
-        Inside a step it is our own, whatever was done to the sample. Between steps a sample that
-        was changed counts; one that was only rounded to the network's dtype does not.
-        """
-        same = sample is self.returned and self.version is not None
-        return self.state if inside or (same and version(sample) == self.version) else x
-
-
-def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; None where torch does not count."""
-    return None if tensor.is_inference() else tensor._version
-
-
-# States are kept in these as they come, and raised to float32 from others.
-WIDE = (torch.float32, torch.float64)
+# A compiled step cannot look up a time.
+LATE = "the run begins late: call scheduler.set_begin_index before a compiled step"
 
 
 class TableauScheduler(SchedulerMixin, ConfigMixin):
@@ -84,6 +51,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         A name of `samplers.solvers()` in place of what that class does, with `solver_options`.
     spacing
         A name of `schedules.SPACINGS` in place of its nodes, with `spacing_options`.
+    nfe
+        Network evaluations of a run, whatever number of steps the pipeline asks for.
     tableau
         A table as `Tableau.to_dict` writes it, or a mapping from numbers of steps to such.
     compat
@@ -107,6 +76,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         solver_options: dict[str, Any] | None = None,
         spacing: str | None = None,
         spacing_options: dict[str, Any] | None = None,
+        nfe: int | None = None,
         tableau: dict[str, Any] | None = None,
         compat: str | None = None,
         **keys: Any,
@@ -118,13 +88,13 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self._internal_dict = FrozenDict({**config, UNSET: unset})
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
-        self._step_index: int | None = None
         self._plan: Plan | None = None
-        self._first = 0
-        self.model_outputs: list[Tensor] = []
-        self._noises: tuple[Tensor, ...] = ()
-        self._own: Own | None = None
-        self._ran: Before | None = None
+        # The lines of the run from where it begins, and the one that is next once it has begun.
+        self._lines: tuple[Line, ...] = ()
+        self._line: Line | End | None = None
+        self._memory = self._before = Memory()
+        # The scheduler that `use` put this one in the place of.
+        self.replaced: Any = None
         # Some pipelines slice it in the middle of a run; no table needs it.
         self.last_sample: Tensor | None = None
         total = int(self.config.get("num_train_timesteps", 1000))
@@ -164,38 +134,28 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `sigmas` or `timesteps` may name the nodes instead of a number of steps; `mu` is the shift
         of this image where shifting is dynamic. The config is read now, not before.
         """
-        if num_inference_steps is None and sigmas is None and timesteps is None:
-            raise ValueError("set_timesteps: give num_inference_steps, sigmas or timesteps")
-        if sigmas is None and timesteps is None and int(num_inference_steps or 0) < 1:
-            raise ValueError(f"set_timesteps: at least 1 step is needed, got {num_inference_steps}")
-        request = Request(
-            num_inference_steps,
-            None if sigmas is None else numbers(sigmas),
-            None if timesteps is None else numbers(timesteps),
-            None if mu is None else float(mu),
-        )
-        self._plan = plan = make_plan(dict(self.config), request)
+        request = Request(num_inference_steps, numbers(sigmas), numbers(timesteps), mu)
+        self._plan = plan = make_plan(dict(self.config), request, device)
         labels = plan.table.grid.label[:-1]
-        whole = plan.law == "table" and not plan.scaled and not (labels % 1).any()
-        self.timesteps = torch.as_tensor(labels).to(
-            device=device, dtype=torch.int64 if whole else torch.float32
-        )
-        self._labels = labels
-        self.num_inference_steps = num_inference_steps or request.count
-        self._begin_index = self._step_index = None
-        self._prepare(0)
+        scaled = FAMILIES[plan.config["like"]].scaled
+        whole = plan.law == "table" and not scaled and not (labels % 1).any()
+        dtype = torch.int64 if whole else torch.float32
+        self.timesteps = torch.tensor(labels, dtype=dtype, device=device)
+        self.num_inference_steps = plan.steps
+        self._begin_index = None
+        self._lines = plan.program(0)
         self.restart()
 
     def restart(self) -> None:
-        """Forget the history of a run."""
-        self.model_outputs, self._noises = [], ()
-        self._own = self._ran = None
+        """Go back to the first step, without the history of a run."""
+        self._line = None
+        self._memory = self._before = Memory()
 
     @property
     def sigmas(self) -> Tensor:
         """Sigma / alpha of the nodes (sigma for flows), float32 on the CPU."""
         if self._plan is not None:
-            return torch.from_numpy(self._plan.sigmas).float()
+            return torch.tensor(self._plan.sigmas, dtype=torch.float32)
         return torch.from_numpy(training_sigmas(dict(self.config))).float()
 
     @property
@@ -208,7 +168,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         """Network calls per step, of solvers that make the same number in each."""
         order = None if self._plan is None else self._plan.order
         if order is None and self.config["tableau"] is None:
-            order = make_plan({**self.config, "compat": None}, Request(steps=4)).order
+            order = make_plan({**self.config, "compat": None}, Request(4, mu=1.0)).order
         return order or 1
 
     # --- where a run is --------------------------------------------------------------------------
@@ -216,7 +176,28 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     @property
     def step_index(self) -> int | None:
         """The row that the next `step` runs; None before the first."""
-        return self._step_index
+        return None if self._line is None else self._line.index
+
+    @property
+    def _step_index(self) -> int | None:
+        return self.step_index
+
+    @_step_index.setter
+    def _step_index(self, index: int | None) -> None:
+        # Pipelines step back to take a step once more, for the unconditional branch.
+        if index is None:
+            self.restart()
+            return
+        if self._line is not None and index == self._line.index - 1:
+            self._memory = self._before
+        self._line = self._line_at(index)
+
+    def _line_at(self, index: int) -> Line | End:
+        found = [line for line in (*self._lines, self._lines[-1].next) if line.index == index]
+        if not found:
+            span = f"{self._lines[0].index} to {self._lines[-1].index}"
+            raise ValueError(f"there is no step {index} in a run over the steps {span}")
+        return found[0]
 
     @property
     def begin_index(self) -> int | None:
@@ -225,9 +206,16 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this index of `timesteps` (image to image); the history starts there."""
-        self._begin_index = begin_index
         if self._plan is not None:
-            self._prepare(begin_index)
+            rows = self._plan.table.grid.nfe
+            if not 0 <= begin_index < rows:
+                held = self.config["nfe"]
+                hint = f"; nfe holds it at {held}, ask the pipeline for as many" if held else ""
+                raise ValueError(
+                    f"the run has {rows} steps, it cannot begin at {begin_index}{hint}"
+                )
+            self._lines = self._plan.program(begin_index)
+        self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | Tensor) -> int:
         """The index of a timestep: its place in `timesteps` if it was taken from there.
@@ -240,37 +228,65 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             if timestep.untyped_storage()._cdata == whole.untyped_storage()._cdata:
                 return int(timestep.storage_offset() - whole.storage_offset())
             timestep = float(timestep.reshape(-1)[0])
-        found = np.flatnonzero(self._labels.astype(np.float32) == np.float32(timestep))
-        return int(found[min(1, len(found) - 1)]) if len(found) else len(self._labels) - 1
+        labels = self._run.table.grid.label[:-1].astype(np.float32)
+        found = np.flatnonzero(labels == np.float32(timestep))
+        return int(found[min(1, len(found) - 1)]) if len(found) else len(labels) - 1
 
-    def _prepare(self, begin: int) -> None:
-        """Make the rows of a run from `begin` on ready, its history starting there."""
-        assert self._plan is not None
-        self._first = begin
-        self._plan.program(begin)
-
-    def _begin(self, timestep: float | Tensor | None) -> int:
-        """Start a run at the begin index, or where `timestep` says."""
+    @property
+    def _run(self) -> Plan:
+        """The run; a step at every level of training if nobody asked for fewer."""
         if self._plan is None:
-            # Nobody asked for fewer: a step at every level of training.
             self.set_timesteps(int(self.config.get("num_train_timesteps", 1000)))
-        if self._begin_index is None:
-            begin = 0 if timestep is None else self.index_for_timestep(timestep)
-            if begin != self._first:
-                self._prepare(begin)
-        self._step_index = self._first
-        self.restart()
-        return self._first
+        assert self._plan is not None
+        return self._plan
+
+    def _next(self, timestep: float | Tensor | None) -> Line:
+        """The line that is next: the first at the begin index, or where `timestep` says."""
+        if self._line is None:
+            run = self._run
+            if torch.compiler.is_compiling():
+                # A value cannot be looked up without reading it; that it is the first can be told.
+                if self._begin_index is None and isinstance(timestep, Tensor):
+                    first = self.timesteps[self._lines[0].index]
+                    torch._assert_async(timestep.reshape(-1)[0] == first, LATE)
+            elif self._begin_index is None and timestep is not None:
+                self._lines = run.program(self.index_for_timestep(timestep))
+            self.restart()
+            self._line = self._lines[0]
+        if isinstance(self._line, End):
+            raise ValueError(
+                f"the run is over: its {self._line.index} steps were taken; call set_timesteps"
+            )
+        return self._line
+
+    def __getstate__(self) -> dict[str, Any]:
+        # By its index: a line holds all those behind it.
+        first = self._lines[0].index if self._lines else 0
+        return {**self.__dict__, "_line": self.step_index, "_lines": first}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _line=None)
+        self._lines = () if self._plan is None else self._plan.program(state["_lines"])
+        if state["_line"] is not None:
+            self._line = self._line_at(state["_line"])
 
     # --- the run ---------------------------------------------------------------------------------
+
+    @property
+    def model_outputs(self) -> list[Tensor]:
+        """The newest outputs, as far as later steps need them."""
+        return self._memory.outputs
+
+    @model_outputs.setter
+    def model_outputs(self, outputs: list[Tensor]) -> None:
+        self._memory.outputs = outputs
 
     def scale_model_input(
         self, sample: Tensor, timestep: float | Tensor | None = None, **_: Any
     ) -> Tensor:
         """What the network is to be shown: the state, in the form that it was trained on."""
-        n = self._step_index if self._step_index is not None else self._begin(timestep)
-        scale = self._plan.readings[n].scale  # type: ignore[union-attr]
-        return sample if scale == 1 else sample * scale
+        scale = numbers_of(self._next(timestep)).scale
+        return sample if isinstance(scale, float) and scale == 1 else scaled(sample, scale)
 
     def step(
         self,
@@ -289,54 +305,42 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `set_begin_index` did not. Returns a `TableauSchedulerOutput`, or (prev_sample,) without
         `return_dict`.
         """
-        n = self._step_index if self._step_index is not None else self._begin(timestep)
-        plan, row = self._plan, n - self._first
-        assert plan is not None
-        line = plan.program(self._first)[row]
+        line, memory = self._next(timestep), self._memory
+        numbers, clip = numbers_of(line), self._run.clip
         x = sample if sample.dtype in WIDE else sample.float()
         out = model_output if model_output.dtype == x.dtype else model_output.to(x.dtype)
         if out.shape != x.shape:
             # A variance that the network learned comes behind its prediction.
             out = out[:, : x.shape[1]]
-        if self._ran is not None and self._ran.row == row:
-            # The same row once more, as pipelines do that step back for the unconditional branch.
-            self.model_outputs, self._noises = list(self._ran.outputs), self._ran.noises
-        self._ran = Before(row, tuple(self.model_outputs), self._noises)
-        x0, removed = None, None
-        if plan.clip is not None:
-            raw = self._x0(n, x, out)
-            x0 = plan.clip(raw)
-            removed = raw - x0 if line.residual else None
-            m = x0 if line.to_x == 0 else (x * line.to_x).add_(x0, alpha=line.to_x0)
-        else:
-            m = out if line.ratio is None else torch.add(x, out, alpha=line.ratio)
-        outputs = (*self.model_outputs, m) if line.step.call else tuple(self.model_outputs)
-        noises = self._noises
+        outputs, noises = memory.at_hand(line, x)
+        x0 = None
+        if clip is not None:
+            x0 = clip(mix(x, numbers.a, out, numbers.b))
+        if line.calls:
+            outputs.append(
+                mix(x, numbers.of_x, out, numbers.of_out)
+                if x0 is None
+                else mix(x, numbers.clipped_x, x0, numbers.clipped_x0)
+            )
         if line.draws:
             z = variance_noise
             if z is None:
                 z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            noises = (*noises, z.to(x.dtype)) if line.step.draws else noises
-        state = x if self._own is None else self._own.instead_of(sample, x, line.inside)
-        prev = combine(line.step, state, outputs, noises)
-        if removed is not None:
-            prev = prev.add_(removed, alpha=line.residual)
-        self.model_outputs = [outputs[i] for i in line.step.keep]
-        self._noises = tuple([noises[i] for i in line.step.keep_noise])
-        self._step_index = n + 1
+            if line.adds:
+                noises.append(z.to(x.dtype))
+        prev = combine(numbers, memory.goes_on_from(x, line), outputs, noises)
+        if x0 is not None and self._run.residual:
+            removed = mix(x, numbers.a, out, numbers.b) - x0
+            prev = accumulate(prev, removed, numbers.residual)
         returned = prev if prev.dtype == model_output.dtype else prev.to(model_output.dtype)
-        keeps = line.leads_inside or returned is not prev
-        self._own = Own(prev, returned, version(returned)) if keeps else None
+        self._before = memory
+        self._memory = remembered(line, outputs, noises, prev, returned)
+        self._line = line.next
         if not return_dict:
             return (returned,)
-        if x0 is None:
-            x0 = m * line.unit if line.unit else self._x0(n, x, out)
-        return TableauSchedulerOutput(returned, x0)
-
-    def _x0(self, n: int, x: Tensor, out: Tensor) -> Tensor:
-        """The clean data that the network predicts at node n."""
-        reading = self._plan.readings[n]  # type: ignore[union-attr]
-        return (x * reading.a).add_(out, alpha=reading.b)
+        return TableauSchedulerOutput(
+            returned, mix(x, numbers.a, out, numbers.b) if x0 is None else x0
+        )
 
     # --- noise on data ---------------------------------------------------------------------------
 
@@ -347,12 +351,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         of the next step once there was one. Otherwise it is that of each timestep in the nodes of
         the run, or, for one that is none of them and before `set_timesteps`, in training.
         """
-        alpha, sigma = self._levels(timesteps)
-        shape = (-1, *[1] * (original_samples.ndim - 1))
-        alpha, sigma = (
-            torch.as_tensor(level).to(original_samples).reshape(shape) for level in (alpha, sigma)
-        )
-        return alpha * original_samples + sigma * noise
+        alpha, sigma = self._levels(timesteps, original_samples)
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise`, in the order of arguments that flow pipelines use."""
@@ -360,28 +360,25 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = alpha eps - sigma x0 at the levels of `timesteps`, the target of v-prediction."""
-        alpha, sigma = self._levels(timesteps)
-        shape = (-1, *[1] * (sample.ndim - 1))
-        alpha, sigma = (torch.as_tensor(v).to(sample).reshape(shape) for v in (alpha, sigma))
-        return alpha * noise - sigma * sample
+        alpha, sigma = self._levels(timesteps, sample)
+        return (alpha * noise - sigma * sample).to(sample.dtype)
 
-    def _levels(self, timesteps: Tensor) -> tuple[Any, Any]:
-        """(alpha, sigma) [B] of timesteps; see `add_noise`."""
-        count = len(timesteps.reshape(-1))
-        if self._plan is not None and self._begin_index is not None:
-            n = self._begin_index if self._step_index is None else self._step_index
-            node = self._plan.table.grid.nodes[n]
-            return np.full(count, node.alpha), np.full(count, node.sigma)
-        labels = timesteps.reshape(-1).double().cpu().numpy()
-        alpha, sigma = training_levels(dict(self.config), labels)
+    def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) [B, 1, ..] of timesteps, in float32 at least; see `add_noise`."""
+        labels = timesteps.detach().reshape(-1).double().cpu().numpy()
+        levels = np.stack(training_levels(dict(self.config), labels))
         if self._plan is not None:
             grid = self._plan.table.grid
-            known = {
-                np.float32(label): k for k, label in reversed(list(enumerate(grid.label[:-1])))
-            }
-            for i, label in enumerate(labels.astype(np.float32)):
-                if label in known:
-                    alpha[i], sigma[i] = grid.alpha[known[label]], grid.sigma[known[label]]
+            nodes = np.stack([grid.alpha, grid.sigma])
+            if self._begin_index is not None:
+                n = self._begin_index if self.step_index is None else self.step_index
+                levels[:] = nodes[:, n, None]
+            else:
+                same = labels.astype(np.float32)[:, None] == grid.label[:-1].astype(np.float32)
+                levels = np.where(same.any(1), nodes[:, same.argmax(1)], levels)
+        dtype = like.dtype if like.dtype in WIDE else torch.float32
+        shape = (2, -1, *[1] * (like.ndim - 1))
+        alpha, sigma = torch.from_numpy(levels).to(like.device, dtype).reshape(shape)
         return alpha, sigma
 
     @property
@@ -403,6 +400,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
 TableauScheduler.__module__ = __name__.split(".", maxsplit=1)[0]
 
 
-def numbers(values: Any) -> list[float]:
+def numbers(values: Any) -> list[float] | None:
     """Plain floats from a list, an array or a tensor."""
+    if values is None:
+        return None
     return [float(v) for v in (values.tolist() if hasattr(values, "tolist") else values)]

@@ -133,10 +133,14 @@ def known_difference(ask: Ask) -> str | None:
     twice = ask.kind.startswith(("DEIS", "SA")) or to_min
     if twice and (spaced or ask.kind.startswith(("EDM", "Euler"))):
         return "the last sigma comes twice, and the last evaluation is for nothing"
+    family = FAMILIES[ask.kind]
+    even = family.law == "table" and config.get("timestep_spacing") == "linspace"
+    if even and ask.steps == 1 and not family.placement.ahead:
+        return "a single step is at the cleanest level"
     if config.get("set_alpha_to_one") is False:
         return "the last step may have no length"
     if ask.kind in ("DDIMScheduler", "PNDMScheduler"):
-        if total % ask.steps or config["timestep_spacing"] == "linspace":
+        if total % ask.steps or config.get("timestep_spacing") == "linspace":
             return "it steps by T // n from nodes that are not that far apart"
         if ask.kind.startswith("PNDM") and (ask.begin or config["prediction_type"] != "epsilon"):
             return "it repeats its first step wherever it begins, and mixes v of different times"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep import TableauScheduler, samplers
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .peers import Ask, network, run
@@ -162,6 +163,108 @@ def test_step_reads_nothing_back(name, begin):
             x = scheduler.step(scheduler.scale_model_input(x, t), t, x, return_dict=False)[0]
 
 
+COMPILED = ["dpmpp-2m", "unipc-3", "heun", "sde-dpmpp-2m", "dpmpp-2s", "ab-4"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", COMPILED)
+def test_step_compiles_once_for_a_whole_run(name, dtype):
+    """A few graphs (the first step, the steps, the last one), not one per step."""
+    torch._dynamo.reset()
+    schedulers = [TableauScheduler(**SD, solver=name) for _ in range(2)]
+    counter = CompileCounter()
+    steps = [torch.compile(schedulers[0].step, fullgraph=True, backend=counter), schedulers[1].step]
+    for scheduler in schedulers:
+        scheduler.set_timesteps(20)
+    states = [start(schedulers[0]).to(dtype)] * 2
+    for t in schedulers[0].timesteps:
+        z = start(schedulers[0], int(t))
+        states = [
+            step(0.5 * x.sin(), t, x, variance_noise=z, return_dict=False)[0]
+            for step, x in zip(steps, states, strict=True)
+        ]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 5
+
+
+def test_a_compiled_run_that_begins_late_has_to_say_so():
+    torch._dynamo.reset()
+    scheduler = TableauScheduler(**SD)
+    scheduler.set_timesteps(5)
+    step = torch.compile(scheduler.step, fullgraph=True, backend="eager")
+    x, t = start(scheduler), scheduler.timesteps[2]
+    with pytest.raises(RuntimeError, match="set_begin_index"):
+        step(network(x, t), t, x)
+    scheduler.set_timesteps(5)
+    scheduler.set_begin_index(2)
+    late = step(x, t, x).prev_sample
+    scheduler.set_timesteps(5)
+    torch.testing.assert_close(late, scheduler.step(x, t, x).prev_sample)
+
+
+def test_a_changed_sample_counts_where_it_was_changed():
+    """In half precision the state goes on unrounded, but for what a pipeline put into it."""
+
+    def last(change):
+        scheduler = TableauScheduler(**SD, solver="ddim")
+        scheduler.set_timesteps(2)
+        x = start(scheduler).bfloat16()
+        once = scheduler.step(x, scheduler.timesteps[0], x).prev_sample
+        given = change(once.clone())
+        out = torch.zeros_like(given)
+        return scheduler.step(out, scheduler.timesteps[1], given, return_dict=False)[0], once
+
+    def masked(x):
+        x[:1] = 2.0
+        return x
+
+    whole, once = last(lambda x: x)
+    inpainted, _ = last(masked)
+    assert torch.equal(inpainted[1:], whole[1:])
+    # alpha x0 of a network that sees no noise is x itself.
+    scale = (inpainted[:1] / 2).unique()
+    assert len(scale) == 1
+    assert torch.allclose(whole[1:], once[1:] * scale, rtol=2e-2)
+    assert not torch.equal(whole[1:], once[1:] * scale)
+
+
+def test_what_ddim_clips_stays_in_its_eps():
+    """One step by hand: x' = alpha' clip(x0) + sigma' eps, with the eps of the network."""
+    scheduler = TableauScheduler(like="DDIMScheduler", **SD, clip_sample=True)
+    scheduler.set_timesteps(5)
+    x, t, after = start(scheduler), *scheduler.timesteps[:2]
+    eps = network(x, t)
+    here, there = (scheduler.alphas_cumprod[int(each)] for each in (t, after))
+    x0 = (x - (1 - here).sqrt() * eps) / here.sqrt()
+    assert (x0.abs() > 1).any()
+    expected = there.sqrt() * x0.clamp(-1, 1) + (1 - there).sqrt() * eps
+    got = scheduler.step(eps, t, x)
+    torch.testing.assert_close(got.prev_sample, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.pred_original_sample, x0.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_told_to_begin_inside_a_step_waits_for_the_next():
+    """Pipelines that count in steps of one evaluation land there."""
+
+    def late(begin):
+        scheduler = TableauScheduler(**SD, like="HeunDiscreteScheduler")
+        scheduler.set_timesteps(6)
+        scheduler.set_begin_index(begin)
+        return finish(scheduler, start(scheduler), begin)
+
+    torch.testing.assert_close(late(3), late(4))
+    assert not torch.allclose(late(4), late(6))
+
+
+def test_half_samples_get_noise_of_single_precision():
+    scheduler = TableauScheduler(**SD)
+    x0, noise, t = torch.randn(3, 64), torch.randn(3, 64), torch.tensor([0, 500, 999])
+    half = scheduler.add_noise(x0.bfloat16(), noise.bfloat16(), t)
+    assert half.dtype == torch.bfloat16
+    exact = scheduler.add_noise(x0.bfloat16().float(), noise.bfloat16().float(), t)
+    assert torch.equal(half, exact.bfloat16())
+
+
 def test_the_same_row_once_more():
     """A pipeline that takes the index back steps from the same history."""
     scheduler = TableauScheduler(**SD, solver="dpmpp-3m")
@@ -259,6 +362,9 @@ def test_half_networks_lose_no_more_than_in_diffusers(dtype):
         ({"compat": "k-diffusion"}, "compat must be"),
         ({"like": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}, "the generator"),
         ({"like": "HeunDiscreteScheduler", "use_flow_sigmas": True}, "choose a class"),
+        ({"solver": "unipcc"}, "unknown solver"),
+        ({"spacing": "karas"}, "unknown spacing"),
+        ({"nfe": 2.5}, "whole number"),
     ],
 )
 def test_keys_that_make_no_sense_are_named(keys, message):
@@ -272,6 +378,18 @@ def test_impossible_runs_are_refused():
         scheduler.set_timesteps()
     with pytest.raises(ValueError, match="at least 1 step"):
         scheduler.set_timesteps(0)
+    with pytest.raises(ValueError, match="different numbers of steps"):
+        scheduler.set_timesteps(5, timesteps=[900, 500])
+    with pytest.raises(ValueError, match="without sigmas"):
+        TableauScheduler(like="IPNDMScheduler").set_timesteps(sigmas=[0.9, 0.5])
+    with pytest.raises(ValueError, match="without timesteps"):
+        TableauScheduler(like="EDMEulerScheduler").set_timesteps(timesteps=[0.9, 0.5])
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="cannot begin at 3"):
+        scheduler.set_begin_index(3)
+    finish(scheduler, start(scheduler))
+    with pytest.raises(ValueError, match="the run is over"):
+        scheduler.step(torch.ones(1, 4, 4, 4), 0, torch.ones(1, 4, 4, 4))
     with pytest.raises(ValueError, match="timestep_spacing must be"):
         TableauScheduler(**SD, timestep_spacing="evenly").set_timesteps(4)
     with pytest.raises(ValueError, match="no scheduler class that is known"):

@@ -1,0 +1,94 @@
+"""One line that gives a diffusers pipeline another solver, and one that takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..samplers import Tableau
+from .families import FAMILIES
+from .scheduler import TableauScheduler
+
+
+def use(
+    pipe: Any,
+    solver: str | Tableau | Mapping[str, Any] | Path,
+    *,
+    spacing: str | None = None,
+    nfe: int | None = None,
+    verbose: bool = True,
+    **keys: Any,
+) -> TableauScheduler:
+    """Give a diffusers pipeline another solver; returns the scheduler that it now has.
+
+    The noise schedule, the prediction type and the nodes are those of the pipeline's own scheduler,
+    but for one thing: "leading" times, which leave out the noisiest levels where steps are few (Lin
+    et al. 2023), become "trailing". What was chosen is printed unless `verbose` is off.
+
+    Parameters
+    ----------
+    solver
+        A name of `samplers.solvers()`; or a table, a mapping from numbers of evaluations to tables
+        as `Tableau.to_dict` writes them, or the path of a table.
+    spacing
+        A name of `schedules.SPACINGS` in place of the nodes.
+    nfe
+        Network evaluations of a run, whatever number of steps the pipeline asks for. Text to image
+        only: pipelines that begin late count in the steps that they asked for.
+    keys
+        Further keys of `TableauScheduler.from_config`, such as `solver_options` or `like`.
+
+    Raises
+    ------
+    ValueError
+        If `pipe` has no scheduler, or one of no class that is known.
+    """
+    own = getattr(pipe, "scheduler", None)
+    if own is None:
+        raise ValueError(f"use: {type(pipe).__name__} has no scheduler to replace")
+    original = getattr(own, "replaced", None) or own
+    chosen: dict[str, Any] = {**keys, "spacing": spacing, "nfe": nfe}
+    if isinstance(solver, str):
+        chosen["solver"] = solver
+    else:
+        table = Tableau.load(solver) if isinstance(solver, Path) else solver
+        chosen["tableau"] = table.to_dict() if isinstance(table, Tableau) else dict(table)
+    if original.config.get("timestep_spacing") == "leading" and "timestep_spacing" not in keys:
+        chosen["timestep_spacing"] = "trailing"
+    config = dict(original.config)
+    if type(original).__name__ in FAMILIES:
+        # A config says which class it is of only once it was saved.
+        config["_class_name"] = type(original).__name__
+    scheduler = TableauScheduler.from_config(config, **chosen)
+    scheduler.replaced = original
+    pipe.scheduler = scheduler
+    if verbose:
+        print(description(scheduler))
+    return scheduler
+
+
+def restore(pipe: Any) -> Any:
+    """Give a pipeline the scheduler back that it had before `use`; returns that one.
+
+    Raises ValueError if `use` did not replace it.
+    """
+    original = getattr(getattr(pipe, "scheduler", None), "replaced", None)
+    if original is None:
+        raise ValueError(f"restore: the scheduler of this {type(pipe).__name__} is not from `use`")
+    pipe.scheduler = original
+    return original
+
+
+def description(scheduler: TableauScheduler) -> str:
+    """What a scheduler does, in one line."""
+    config = scheduler.config
+    table = config["tableau"] or {}
+    solver = config["solver"] or table.get("name") or f"tables for {', '.join(table)} evaluations"
+    rule = config.get("timestep_spacing")
+    nodes = config["spacing"] or (f"{rule} times" if rule else "its own nodes")
+    if table:
+        nodes = "the nodes of the table"
+    kind = config.get("prediction_type", "flow_prediction")
+    held = f", {config['nfe']} network evaluations" if config["nfe"] else ""
+    return f"fewstep: {solver} in place of {config['like']}, {nodes}, {kind}{held}"

@@ -1,0 +1,185 @@
+"""A table as a pipeline runs it: one line a step, each knowing the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..samplers import Tableau
+from ..samplers.basis import affine
+from ..samplers.sums import Coefficient, Pairs
+from ..schedules.base import Float
+from .reading import Reading
+
+
+class Numbers(NamedTuple):
+    """What a line multiplies with.
+
+    The network is shown scale x, and x0 = a x + b out. Outputs are made as of_x x + of_out out; a
+    line whose x0 is clipped first makes them of that, as clipped_x x + clipped_x0 x0. `residual` is
+    the share of what was clipped that stays in the state. The rest is the sum of the line, its
+    terms counted from the newest output (-1) and noise back.
+    """
+
+    scale: Coefficient
+    a: Coefficient
+    b: Coefficient
+    of_x: Coefficient
+    of_out: Coefficient
+    clipped_x: Coefficient
+    clipped_x0: Coefficient
+    residual: Coefficient
+    carry: Coefficient
+    weights: Pairs
+    noise: Pairs
+
+
+# Numbers in front of the terms of the sums.
+HEAD = len(Numbers._fields) - 2
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One step of a run.
+
+    `calls` says whether its output is used, `draws` whether the generator is asked and `adds`
+    whether that noise is used; `inside` and `leads_inside` whether it starts and ends inside a step
+    of two evaluations. Lines behind need the newest `keep` and `keep_noise`, and `window` and
+    `noise_window` are the most that any line of the run sums. `vector` holds `numbers` on the
+    device, with all terms of the window.
+    """
+
+    index: int
+    numbers: Numbers
+    vector: Tensor
+    calls: bool
+    draws: bool
+    adds: bool
+    inside: bool
+    leads_inside: bool
+    keep: int
+    keep_noise: int
+    window: int
+    noise_window: int
+    next: Line | End
+
+    def uniform(self) -> Numbers:
+        """The numbers as tensors, all terms of the window: the same computation for every line."""
+        values = self.vector.unbind()
+        middle = HEAD + self.window
+        return Numbers._make((*values[:HEAD], terms(values[HEAD:middle]), terms(values[middle:])))
+
+
+@dataclass(frozen=True)
+class End:
+    """Behind the last line."""
+
+    index: int
+
+
+def terms(values: Sequence[Coefficient]) -> Pairs:
+    """Coefficients of the newest, the one before it, .., with their places counted from the end."""
+    return tuple([(-1 - age, value) for age, value in enumerate(values)])
+
+
+class Ages(NamedTuple):
+    """A triangle by age: what each row takes of the newest column made, of the one before, ..
+
+    `values` [N, window]; `made` [N] says which rows make a column, `keep` [N] how many of the
+    newest columns rows behind need.
+    """
+
+    values: Float
+    made: NDArray[np.bool_]
+    keep: list[int]
+
+
+def by_age(triangle: Float) -> Ages:
+    """See `Ages`; columns that no row takes are not made."""
+    n = len(triangle)
+    made = (triangle != 0).any(0)
+    values = np.zeros((n, n))
+    for row in range(n):
+        columns = np.flatnonzero(made[: row + 1])[::-1]
+        values[row, : len(columns)] = triangle[row, columns]
+    used = np.where((values != 0).any(1), n - (values != 0)[:, ::-1].argmax(1), 0)
+    keep = [0] * n
+    for row in reversed(range(n - 1)):
+        keep[row] = max(0, max(int(used[row + 1]), keep[row + 1]) - int(made[row + 1]))
+    return Ages(values[:, : used.max()], made, keep)
+
+
+def program(
+    table: Tableau,
+    readings: Sequence[Reading],
+    begin: int,
+    *,
+    clipped: bool,
+    residual: bool,
+    device: torch.device | str | None,
+) -> tuple[Line, ...]:
+    """The rows of a plain table, for a run whose first row is the one of index `begin`.
+
+    With m = p x + q x0 and x0 = a x + b out, m is (p + q a) x + q b out: up to a factor, which its
+    column of the table takes, x + ratio out, or `out` itself where the table is in the network's
+    own prediction. `residual`: what was clipped from x0 stays in the eps that DDIM of diffusers
+    goes on with, times - sigma' alpha / sigma.
+    """
+    grid = table.grid
+    p, q = affine(table.basis, grid.alpha[:-1], grid.sigma[:-1])
+    scale, a, b = (np.array(values) for values in zip(*readings, strict=True))
+    of_x, of_out = p + q * a, q * b
+    # What cancels in p + q a is the network's own basis, up to rounding.
+    native = np.abs(of_x) <= 1e-12 * (np.abs(p) + np.abs(q * a))
+    unit = np.where(native, of_out, of_x)
+    lost = -grid.sigma[1:] * grid.alpha[:-1] / grid.sigma[:-1] * residual
+    ratio = of_out / unit
+    head = (scale, a, b, np.where(native, 0.0, 1.0), ratio, p, q, lost, table.carry)
+    outputs = by_age(table.weights if clipped else table.weights * unit)
+    noises = by_age(table.noise)
+    values = np.column_stack([*head, outputs.values, noises.values])
+    vectors = device_rows(values, device)
+    window, noise_window = outputs.values.shape[1], noises.values.shape[1]
+    line: Line | End = End(begin + grid.nfe)
+    lines = []
+    for n in reversed(range(grid.nfe)):
+        numbers = Numbers._make(
+            (*values[n, :HEAD].tolist(), used(outputs.values[n]), used(noises.values[n]))
+        )
+        adds = bool(noises.made[n])
+        line = Line(
+            index=begin + n,
+            numbers=numbers,
+            vector=vectors[n],
+            calls=bool(outputs.made[n]),
+            # As in diffusers every step draws, also one that has no use for it, and a stage inside
+            # a step if it adds noise.
+            draws=table.stochastic and (adds or not bool(grid.stage[n + 1])),
+            adds=adds,
+            inside=bool(grid.stage[n]),
+            leads_inside=bool(grid.stage[n + 1]),
+            keep=outputs.keep[n],
+            keep_noise=noises.keep[n],
+            window=window,
+            noise_window=noise_window,
+            next=line,
+        )
+        lines.append(line)
+    return tuple(reversed(lines))
+
+
+def used(values: Float) -> Pairs:
+    """The terms of a row that are not zero."""
+    return tuple([pair for pair in terms(values.tolist()) if pair[1] != 0])
+
+
+def device_rows(values: Float, device: torch.device | str | None) -> tuple[Tensor, ...]:
+    """The rows as tensors on a device; float64 where it has such."""
+    dtype = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+    return torch.from_numpy(values).to(device=device, dtype=dtype).unbind()

@@ -1,0 +1,115 @@
+"""`use` and `restore`: one line for any pipeline."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import diffusers
+import fewstep
+import pytest
+import torch
+from fewstep import samplers
+
+from .peers import network
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def pipeline(kind="PNDMScheduler", **config):
+    return SimpleNamespace(scheduler=getattr(diffusers, kind)(**config))
+
+
+def calls(scheduler, steps, **options):
+    """The network evaluations of a run, and its result."""
+    scheduler.set_timesteps(steps, **options)
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    return len(scheduler.timesteps), x
+
+
+def test_the_class_of_an_unsaved_scheduler_is_known(capsys):
+    """Its config alone would be that of three classes."""
+    pipe = pipeline("KDPM2DiscreteScheduler", **SD)
+    scheduler = fewstep.use(pipe, "unipc-3")
+    assert pipe.scheduler is scheduler
+    assert scheduler.config["like"] == "KDPM2DiscreteScheduler"
+    said = capsys.readouterr().out
+    assert "unipc-3" in said
+    assert "KDPM2DiscreteScheduler" in said
+
+
+def test_restore_gives_back_the_very_scheduler():
+    pipe = pipeline(**SD)
+    original = pipe.scheduler
+    fewstep.use(pipe, "unipc-3", verbose=False)
+    fewstep.use(pipe, "dpmpp-2m", spacing="karras", verbose=False)
+    assert fewstep.restore(pipe) is original
+    assert pipe.scheduler is original
+    with pytest.raises(ValueError, match="not from `use`"):
+        fewstep.restore(pipe)
+    with pytest.raises(ValueError, match="no scheduler"):
+        fewstep.use(SimpleNamespace(), "ddim")
+
+
+def test_leading_times_become_trailing(capsys):
+    """With five steps they would begin at time 801 of 1000."""
+    pipe = pipeline("DDIMScheduler", **SD, timestep_spacing="leading")
+    first = fewstep.use(pipe, "ddim")
+    first.set_timesteps(5)
+    assert first.timesteps[0] == 999
+    assert "trailing" in capsys.readouterr().out
+    kept = fewstep.use(pipe, "ddim", timestep_spacing="leading", verbose=False)
+    kept.set_timesteps(5)
+    assert kept.timesteps[0] == 800
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("unipc-3", 8), ("heun", 8), ("dpmpp-2s", 8)])
+def test_nfe_holds_whatever_the_pipeline_asks_for(name, evaluations):
+    pipe = pipeline(**SD)
+    held = fewstep.use(pipe, name, nfe=8, verbose=False)
+    made, x = calls(held, 50)
+    assert made == evaluations
+    free = fewstep.use(pipe, name, verbose=False)
+    steps = {"heun": 4}.get(name, 8)
+    assert torch.equal(calls(free, steps)[1], x)
+    held.set_timesteps(50)
+    with pytest.raises(ValueError, match="nfe holds it at 8"):
+        held.set_begin_index(25)
+
+
+def test_nfe_of_a_flow_pipeline_that_passes_its_ramp():
+    pipe = pipeline("FlowMatchEulerDiscreteScheduler", shift=3.0)
+    held = fewstep.use(pipe, "unipc-2", nfe=4, verbose=False)
+    made, _ = calls(held, None, sigmas=torch.linspace(1, 1 / 28, 28).tolist())
+    assert made == 4
+    with pytest.raises(ValueError, match="nfe=4 holds the run"):
+        held.set_timesteps(sigmas=[1.0, 0.8, 0.1])
+
+
+def test_a_spacing_holds_where_a_pipeline_passes_its_ramp():
+    pipe = pipeline("FlowMatchEulerDiscreteScheduler", shift=3.0)
+    spaced = fewstep.use(pipe, "unipc-2", spacing="karras", verbose=False)
+    spaced.set_timesteps(sigmas=torch.linspace(1, 1 / 4, 4).tolist())
+    grid = fewstep.grid(fewstep.schedules.FlowMatching(3.0), 4, "karras")
+    torch.testing.assert_close(spaced.sigmas, torch.tensor(grid.sigma).float())
+    spaced.set_timesteps(sigmas=[1.0, 0.4])
+    assert spaced.sigmas.tolist() == pytest.approx([1.0, 2 / 3, 0.0])
+
+
+def test_tables(tmp_path):
+    pipe = pipeline(**SD)
+    schedule, _ = samplers.from_diffusers_config(SD)
+    table = samplers.build("ab-3", fewstep.grid(schedule, 5, "lam"))
+    table.save(tmp_path / "t.json")
+    results = [
+        calls(fewstep.use(pipe, held, verbose=False), 5)[1]
+        for held in (table, tmp_path / "t.json", {"5": table.to_dict()})
+    ]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    named = fewstep.use(pipe, "ab-3", spacing="lam", verbose=False)
+    torch.testing.assert_close(results[0], calls(named, 5)[1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="tables for 5 steps, not 6"):
+        calls(fewstep.use(pipe, table, verbose=False), 6)
+    assert calls(fewstep.use(pipe, table, nfe=5, verbose=False), 50)[0] == 5
