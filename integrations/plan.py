@@ -107,7 +107,8 @@ def tails(steps: Grid, build: Callable[[Grid, int], Tableau]) -> Callable[[int],
     """Tables for every begin: `build(grid, begun)` on the steps that are left.
 
     A run that begins at a stage whose level is that of the next step waits for that step (pipelines
-    count in evaluations); it cannot begin at other stages inside a step: ValueError.
+    count in evaluations); it cannot begin at other stages inside a step: ValueError. Where `build`
+    gives another number of rows than are left, as behind a warm-up, those of the whole run go on.
     """
 
     @lru_cache(maxsize=8)
@@ -119,12 +120,12 @@ def tails(steps: Grid, build: Callable[[Grid, int], Tableau]) -> Callable[[int],
         if whole.grid.nfe == steps.nfe:
             return build(steps.tail(begin), begin)
         step = int((~whole.grid.stage[:begin]).sum())
-        if not whole.grid.stage[begin]:
-            return build(steps.tail(step), step)
-        if step == steps.nfe or whole.grid.lam[begin] != steps.lam[step]:
-            return whole.tail(begin)
         wait = int((~whole.grid.stage[begin:]).argmax())
-        return waiting(build(steps.tail(step), step), wait)
+        if step < steps.nfe and (wait == 0 or whole.grid.lam[begin] == steps.lam[step]):
+            table = waiting(build(steps.tail(step), step), wait)
+            if table.grid.nfe == whole.grid.nfe - begin:
+                return table
+        return whole.tail(begin)
 
     return tail
 

@@ -93,7 +93,8 @@ def discrete_times(
             stride = total / points if exact else total // points
             times = (np.arange(points) * stride)[::-1] + float(offset)
         case "trailing":
-            times = whole(total - np.arange(n) * total / n) - 1.0
+            # As numpy sums it, which decides which way diffusers rounds a half.
+            times = whole(np.arange(total, 0, -total / n)[:n]) - 1.0
         case _:
             raise ValueError(f"timestep_spacing must be one of {', '.join(RULES)}, got {rule!r}")
     return times[:n]
