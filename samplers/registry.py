@@ -10,7 +10,7 @@ from typing import Any
 
 from ..schedules import Grid
 from .ancestral import dpm2_ancestral, dpmpp_sde
-from .ddim import ddim, ddpm
+from .ddim import ddim, ddpm, lcm
 from .deis import deis, ipndm
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
 from .pndm import pndm
@@ -25,8 +25,8 @@ class Solver:
     """A builder with its options filled in.
 
     `order` is the order of convergence without lowering at the end (the weak order on Gaussian data
-    for stochastic solvers). `late` names the solver for a run that begins late, where this one has
-    a warm-up that belongs to the start.
+    for stochastic solvers), 0 for one that converges with distilled networks only. `late` names the
+    solver for a run that begins late, where this one has a warm-up that belongs to the start.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Solver:
 CATALOGUE: tuple[Solver, ...] = (
     Solver("ddim", 1, "DDIM, the Euler method in sigma / alpha", ddim),
     Solver("ddpm", 1, "DDPM ancestral sampling: the SDE to first order", ddpm),
+    Solver("lcm", 0, "x0 and fresh noise at every step, for consistency models", lcm),
     Solver("dpmpp-2m", 2, "DPM-Solver++(2M), midpoint form", dpm, {"order": 2}),
     Solver("dpmpp-2m-heun", 2, "DPM-Solver++(2M), exact", dpm, {"order": 2, "form": "heun"}),
     Solver("dpmpp-3m", 2, "DPM-Solver++(3M) as released (see ab-3)", dpm, {"order": 3}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -37,3 +38,22 @@ def test_the_solver_of_the_guide_is_the_registered_one(nfe):
     ours, registered = names["dpmpp_2m"](grid), fewstep.build("dpmpp-2m", grid)
     np.testing.assert_allclose(ours.weights, registered.weights, atol=1e-13)
     np.testing.assert_allclose(ours.carry, registered.carry, atol=1e-13)
+
+
+def test_names_of_other_programs_lead_to_solvers():
+    """Every solver of the migration table, with its options, builds; and so do all spacings."""
+    text = (ROOT / "docs" / "migration.md").read_text()
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    solvers, spacings = ([line.split("|")[-2] for line in table[2:]] for table in tables[:2])
+    grid = fewstep.grid(fewstep.schedules.VPLinear(), 5, "lam")
+    found = [name for cell in solvers for name in re.findall(r"`([a-z][^`]*)`", cell)]
+    assert len(found) >= 20
+    for cell in solvers:
+        options = re.search(r"`(\{.*\})`", cell)
+        name = re.search(r"`([a-z][^`]*)`", cell).group(1)
+        fewstep.build(name, grid, **(ast.literal_eval(options.group(1)) if options else {}))
+    for name in found:
+        fewstep.build(name, grid)
+    law = fewstep.schedules.VPDiscrete(fewstep.schedules.betas("linear"))
+    for cell in spacings:
+        assert fewstep.grid(law, 5, ast.literal_eval(cell.strip().strip("`"))).nfe == 5
