@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .program import Line, Numbers
+from .program import Line
 
 # States are kept in these as they come, and raised to float32 from others.
 WIDE = (torch.float32, torch.float64)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Memory:
     """The newest outputs and noises, and the state as it was summed.
 
@@ -38,24 +38,14 @@ class Memory:
             return self.state
         return torch.where(self.state.to(self.rounded).to(x.dtype) == x, self.state, x)
 
-    def at_hand(self, line: Line, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def at_hand(self, line: Line, x: Tensor, compiling: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and noises for `line`; a compiled step has as many at every line."""
-        if not torch.compiler.is_compiling():
-            return list(self.outputs), list(self.noises)
+        if not compiling:
+            return self.outputs.copy(), self.noises.copy()
         return (
             padded(self.outputs, line.window, x),
             padded(self.noises, line.noise_window, x),
         )
-
-
-def remembered(
-    line: Line, outputs: list[Tensor], noises: list[Tensor], state: Tensor, returned: Tensor
-) -> Memory:
-    """The memory after a line that ended in `state`, of which the pipeline gets `returned`."""
-    if not torch.compiler.is_compiling():
-        outputs, noises = newest(outputs, line.keep), newest(noises, line.keep_noise)
-    keeps = line.leads_inside or returned is not state
-    return Memory(outputs, noises, state if keeps else None, returned.dtype)
 
 
 def padded(items: list[Tensor], count: int, like: Tensor) -> list[Tensor]:
@@ -68,8 +58,3 @@ def padded(items: list[Tensor], count: int, like: Tensor) -> list[Tensor]:
 def newest(items: list[Tensor], count: int) -> list[Tensor]:
     """The last `count` of them."""
     return items[len(items) - count :]
-
-
-def numbers_of(line: Line) -> Numbers:
-    """The numbers of a line; in a compiled step as tensors, so that one graph serves all lines."""
-    return line.uniform() if torch.compiler.is_compiling() else line.numbers

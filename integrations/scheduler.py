@@ -18,7 +18,7 @@ from torch import Tensor
 from ..samplers.sums import accumulate, combine, mix, scaled
 from .families import FAMILIES
 from .keys import OWN_KEYS, UNSET, merged, resolved, with_all_keys
-from .memory import WIDE, Memory, numbers_of, remembered
+from .memory import WIDE, Memory, newest
 from .nodes import Request
 from .plan import Plan, make_plan
 from .program import End, Line
@@ -285,7 +285,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self, sample: Tensor, timestep: float | Tensor | None = None, **_: Any
     ) -> Tensor:
         """What the network is to be shown: the state, in the form that it was trained on."""
-        scale = numbers_of(self._next(timestep)).scale
+        line = self._next(timestep)
+        scale = (line.uniform() if torch.compiler.is_compiling() else line.numbers).scale
         return sample if isinstance(scale, float) and scale == 1 else scaled(sample, scale)
 
     def step(
@@ -305,17 +306,19 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `set_begin_index` did not. Returns a `TableauSchedulerOutput`, or (prev_sample,) without
         `return_dict`.
         """
-        line, memory = self._next(timestep), self._memory
-        numbers, clip = numbers_of(line), self._run.clip
+        line, memory, run = self._next(timestep), self._memory, self._run
+        # Compiled, one graph serves all lines: their numbers are tensors, and all hold as much.
+        compiling = torch.compiler.is_compiling()
+        numbers = line.uniform() if compiling else line.numbers
         x = sample if sample.dtype in WIDE else sample.float()
         out = model_output if model_output.dtype == x.dtype else model_output.to(x.dtype)
         if out.shape != x.shape:
             # A variance that the network learned comes behind its prediction.
             out = out[:, : x.shape[1]]
-        outputs, noises = memory.at_hand(line, x)
+        outputs, noises = memory.at_hand(line, x, compiling)
         x0 = None
-        if clip is not None:
-            x0 = clip(mix(x, numbers.a, out, numbers.b))
+        if run.clip is not None:
+            x0 = run.clip(mix(x, numbers.a, out, numbers.b))
         if line.calls:
             outputs.append(
                 mix(x, numbers.of_x, out, numbers.of_out)
@@ -329,12 +332,15 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             if line.adds:
                 noises.append(z.to(x.dtype))
         prev = combine(numbers, memory.goes_on_from(x, line), outputs, noises)
-        if x0 is not None and self._run.residual:
+        if x0 is not None and run.residual:
             removed = mix(x, numbers.a, out, numbers.b) - x0
             prev = accumulate(prev, removed, numbers.residual)
         returned = prev if prev.dtype == model_output.dtype else prev.to(model_output.dtype)
         self._before = memory
-        self._memory = remembered(line, outputs, noises, prev, returned)
+        if not compiling:
+            outputs, noises = newest(outputs, line.keep), newest(noises, line.keep_noise)
+        keeps = line.leads_inside or returned is not prev
+        self._memory = Memory(outputs, noises, prev if keeps else None, returned.dtype)
         self._line = line.next
         if not return_dict:
             return (returned,)

@@ -482,6 +482,11 @@ def test_a_pipeline_loads_where_fewstep_is_imported(tmp_path):
     kind, total = ran.stdout.split()
     assert kind == "TableauScheduler"
     assert float(total) == pytest.approx(float(images.sum()), abs=1e-4)
+    forgotten = code.replace("import fewstep, torch", "import torch")
+    ran = subprocess.run(
+        [sys.executable, "-c", forgotten], capture_output=True, text=True, check=False
+    )
+    assert "import fewstep before calling" in ran.stderr
 
 
 def test_img2img_with_two_evaluations_a_step():
