@@ -15,7 +15,7 @@ import torch
 from fewstep import Tableau, TableauScheduler, samplers
 from fewstep.schedules import FlowMatching, Grid
 
-from .components import CASES, Case
+from .cases import CASES, Case
 
 STEPS = 4
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3", "sde-dpmpp-2m", "heun")
