@@ -26,6 +26,23 @@ def network(x: torch.Tensor, t: Any) -> torch.Tensor:
     )
 
 
+# The levels of Stable Diffusion.
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def start(scheduler: Any, seed: int = 0) -> torch.Tensor:
+    """What a pipeline starts a run with."""
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return x * scheduler.init_noise_sigma
+
+
+def finish(scheduler: Any, x: torch.Tensor, begin: int = 0, **options: Any) -> torch.Tensor:
+    """The rest of a run from step `begin` on."""
+    for t in scheduler.timesteps[begin:]:
+        x = scheduler.step(network(x, t), t, x, **options).prev_sample
+    return x
+
+
 @dataclass(frozen=True)
 class Ask:
     """A class, its config, and a run."""

@@ -10,9 +10,7 @@ import pytest
 import torch
 from fewstep import samplers
 
-from .peers import network
-
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+from .peers import SD, network
 
 
 def pipeline(kind="PNDMScheduler", **config):

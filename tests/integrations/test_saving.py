@@ -1,0 +1,103 @@
+"""Schedulers in files, in folders of pipelines, and copied."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import diffusers
+import fewstep
+import pytest
+import torch
+from fewstep import TableauScheduler, samplers
+
+from .peers import SD, finish, network, start
+
+
+def test_a_saved_scheduler_is_the_same_one(tmp_path):
+    scheduler = TableauScheduler(**SD, solver="unipc-3", spacing="karras")
+    scheduler.save_pretrained(tmp_path)
+    again = TableauScheduler.from_pretrained(tmp_path)
+    for each in (scheduler, again):
+        each.set_timesteps(5)
+    x = start(scheduler)
+    assert torch.equal(finish(scheduler, x), finish(again, x))
+
+
+def test_copies_run_alone():
+    scheduler = TableauScheduler(**SD, solver="unipc-2")
+    scheduler.set_timesteps(4)
+    x, t = start(scheduler), scheduler.timesteps[0]
+    x = scheduler.step(network(x, t), t, x).prev_sample
+    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        rest = finish(other, x, 1)
+        assert other.step_index == 4
+        assert rest.isfinite().all()
+    assert scheduler.step_index == 1
+
+
+def test_tables_travel_in_the_config(tmp_path):
+    """A folder with tables by their number of steps is a complete scheduler."""
+    schedule, _ = samplers.from_diffusers_config(SD)
+    tables = {n: samplers.build("ab-4", fewstep.grid(schedule, n, "lam")) for n in (4, 6)}
+    held = {str(n): table.to_dict() for n, table in tables.items()}
+    TableauScheduler(**SD, tableau=held).save_pretrained(tmp_path)
+    assert "weights" in json.loads((tmp_path / "scheduler_config.json").read_text())["tableau"]["4"]
+    scheduler = TableauScheduler.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="4, 6 steps, not 5"):
+        scheduler.set_timesteps(5)
+    scheduler.set_timesteps(6)
+    named = TableauScheduler(**SD, solver="ab-4", spacing="lam")
+    named.set_timesteps(6)
+    x = start(scheduler)
+    torch.testing.assert_close(finish(scheduler, x), finish(named, x), rtol=1e-4, atol=1e-5)
+
+
+LOAD = """
+import fewstep, torch
+from diffusers import DDPMPipeline
+pipe = DDPMPipeline.from_pretrained({folder!r})
+pipe.set_progress_bar_config(disable=True)
+images = pipe(2, torch.Generator().manual_seed(1), 3, output_type="np").images
+print(type(pipe.scheduler).__name__, float(images.sum()))
+"""
+
+
+def test_a_pipeline_loads_where_fewstep_is_imported(tmp_path):
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        add_attention=False,
+    )
+    scheduler = TableauScheduler.from_config(
+        diffusers.DDPMScheduler(clip_sample=False).config, solver="dpmpp-2m"
+    )
+    pipe = diffusers.DDPMPipeline(network, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["fewstep", "TableauScheduler"]
+    images = pipe(2, torch.Generator().manual_seed(1), 3, output_type="np").images
+    code = LOAD.format(folder=str(tmp_path))
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    kind, total = ran.stdout.split()
+    assert kind == "TableauScheduler"
+    assert float(total) == pytest.approx(float(images.sum()), abs=1e-4)
+    forgotten = code.replace("import fewstep, torch", "import torch")
+    ran = subprocess.run(
+        [sys.executable, "-c", forgotten], capture_output=True, text=True, check=False
+    )
+    assert "import fewstep before calling" in ran.stderr
