@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import numpy as np
 
 from ..schedules.base import Float
 from . import methods
-from .nodes import Config, Placement, final_sigmas
+from .nodes import Config, End, Law, Placement, Told, final_sigmas
 
-# The kinds of noise levels: a table, a flow, sigmas of EDM, and the angles of IPNDM.
-Law = Literal["table", "flow", "edm", "ipndm"]
+
+def quarter_log(sigma: Float) -> Float:
+    """log(sigma) / 4, with -inf at 0."""
+    with np.errstate(divide="ignore"):
+        return 0.25 * np.log(sigma)
+
+
+# c_noise of Karras et al. 2022, and the angle of Stable Audio, atan(sigma) / (pi / 2).
+C_NOISE = Told(quarter_log, lambda label: np.exp(4 * label))
+ANGLE = Told(lambda sigma: np.arctan(sigma) / np.pi * 2, lambda label: np.tan(label * np.pi / 2))
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Family:
     """One scheduler class of diffusers.
 
     `scaled` says that its pipelines work on states x0 + sigma eps of a network that wants them
-    variance preserving. `label` is what an EDM network is told at a sigma. `defaults` are those of
+    variance preserving. `told` is what an EDM network is told at a sigma. `defaults` are those of
     classes that cannot be asked for them.
     """
 
@@ -32,34 +40,23 @@ class Family:
     law: Law = "table"
     placement: Placement = field(default_factory=Placement)
     scaled: bool = False
-    label: Callable[[Float], Float] = np.positive
+    told: Told = C_NOISE
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def first_level(config: Config) -> Any:
+def first_level(config: Config) -> End:
     """The end of classes that stop at the first level of their table."""
     return "first"
 
 
-def alpha_one(config: Config) -> Any:
+def alpha_one(config: Config) -> End:
     """The end that `set_alpha_to_one` asks for."""
     return "zero" if config["set_alpha_to_one"] else "first"
 
 
-def to_zero(config: Config) -> Any:
+def to_zero(config: Config) -> End:
     """The end of classes that always run to clean data."""
     return "zero"
-
-
-def c_noise(sigma: Float) -> Float:
-    """log(sigma) / 4, the label of EDM networks."""
-    with np.errstate(divide="ignore"):
-        return 0.25 * np.log(sigma)
-
-
-def angle(sigma: Float) -> Float:
-    """atan(sigma) / (pi / 2), the label of Stable Audio."""
-    return np.arctan(sigma) / np.pi * 2
 
 
 # A terminal SNR of zero is replaced by the smallest number of half precision, as diffusers does.
@@ -145,10 +142,10 @@ FAMILIES: dict[str, Family] = {
     "DPMSolverSDEScheduler": Family(
         methods.dpmpp_sde, placement=SIGMAS, scaled=True, defaults=DPM_SDE_DEFAULTS
     ),
-    "EDMEulerScheduler": Family(methods.ddim, law="edm", label=c_noise),
-    "EDMDPMSolverMultistepScheduler": Family(methods.dpm_multistep, law="edm", label=c_noise),
+    "EDMEulerScheduler": Family(methods.ddim, law="edm"),
+    "EDMDPMSolverMultistepScheduler": Family(methods.dpm_multistep, law="edm"),
     "CosineDPMSolverMultistepScheduler": Family(
-        methods.dpm_multistep, law="edm", label=angle, defaults=COSINE_DEFAULTS
+        methods.dpm_multistep, law="edm", told=ANGLE, defaults=COSINE_DEFAULTS
     ),
     "FlowMatchEulerDiscreteScheduler": Family(methods.flow_euler, law="flow", placement=FLOW),
     "FlowMatchHeunDiscreteScheduler": Family(methods.flow_heun, law="flow", placement=FLOW),
@@ -176,12 +173,3 @@ def all_defaults() -> Mapping[str, Any]:
     for family in FAMILIES:
         merged = {**defaults(family), **merged}
     return merged
-
-
-def recognised(config: Mapping[str, Any]) -> list[str]:
-    """The classes that a config may be of: the one it names, or those with these very keys."""
-    name = str(config.get("_class_name", ""))
-    if name in FAMILIES:
-        return [name]
-    keys = {key for key in config if not key.startswith("_")}
-    return [family for family in FAMILIES if keys == set(defaults(family))]

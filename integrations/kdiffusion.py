@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..samplers import State, Tableau, advance, build, initial, solver
+from ..samplers import State, Tableau, advance, build, initial
 from ..schedules import FlowMatching, Grid
 from ..schedules.grid import Node
 
 Sample = Callable[..., Tensor]
 States = Literal["edm", "flow"]
+
+# Levels to try options on.
+PROBE = (14.6, 6.0, 2.5, 1.0, 0.0)
 
 
 def sampler(name: str | Tableau, *, states: States | None = None, **options: Any) -> Sample:
@@ -37,7 +40,7 @@ def sampler(name: str | Tableau, *, states: States | None = None, **options: Any
     Callable
         `sample` takes `model(x, sigma, **extra_args)` -> x0 with sigma [B], x [B, ...] at the first
         of the falling `sigmas` [N + 1], and returns the state at the last. `callback` gets a dict
-        of x, i, sigma, sigma_hat and denoised before each step, `disable` hides the progress bar.
+        of x, i, sigma, sigma_hat and denoised of each step, `disable` hides the progress bar.
         Noise is that of `noise_sampler(sigma, sigma_next)` if one is given; else of one stream per
         sample, from `extra_args["seed"]` on, or from torch's global generator without a seed.
 
@@ -48,8 +51,13 @@ def sampler(name: str | Tableau, *, states: States | None = None, **options: Any
     """
     if states not in (None, "edm", "flow"):
         raise ValueError(f"states must be 'edm', 'flow' or None, got {states!r}")
-    if isinstance(name, str):
-        solver(name)
+    if isinstance(name, Tableau):
+        if options:
+            raise ValueError(f"a table is what it is: {', '.join(options)} says nothing to it")
+    elif not any(isinstance(value, list | tuple) for value in options.values()):
+        # What is wrong with the options shows now, not at the first image. Lists are as long as a
+        # run.
+        build(name, Grid.from_sigmas(PROBE), **options)
 
     @torch.no_grad()
     def sample(
@@ -120,9 +128,11 @@ def table_on(
                 f"{len(levels) - 1}"
             )
         table = name.in_form(states)
-        if not np.isclose(table.grid.sigma[0], levels[0], rtol=1e-3):
+        ends = table.grid.sigma[[0, -1]]
+        if not np.allclose(ends, levels[[0, -1]], rtol=1e-3):
             raise ValueError(
-                f"{name!r} starts at sigma {table.grid.sigma[0]:.6g}, the state at {levels[0]:.6g}"
+                f"{name!r} runs from sigma {ends[0]:.6g} to {ends[1]:.6g}, the sigmas from "
+                f"{levels[0]:.6g} to {levels[-1]:.6g}"
             )
         return table
     flow = states == "flow"

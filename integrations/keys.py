@@ -9,9 +9,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from .. import samplers
-from ..schedules.spacing import named
-from .families import FAMILIES, all_defaults, defaults, recognised
-from .nodes import replaces_method, sigma_spacing
+from ..samplers.diffusers_model import NAMES
+from ..schedules.spacing import RULES
+from ..schedules.spacing import named as named_spacing
+from .families import FAMILIES, all_defaults, defaults
+from .nodes import Law, replaces_method, sigma_spacing
 
 # Keys of our own, beside those of diffusers.
 OWN_KEYS = (
@@ -48,34 +50,91 @@ METHOD_KEYS = frozenset(
     )
 )
 
-# Keys with a meaning for every class here, whether diffusers gave it to that class or not.
-COMMON_KEYS = frozenset(
+# Keys that say where the nodes are; a named spacing or a table takes their place.
+NODE_KEYS = frozenset(
     (
-        "prediction_type",
         "use_karras_sigmas",
         "use_exponential_sigmas",
         "use_beta_sigmas",
         "use_lu_lambdas",
-        "use_flow_sigmas",
-        "flow_shift",
-        "use_dynamic_shifting",
-        "time_shift_type",
-        "shift_terminal",
-        "final_sigmas_type",
-        "lambda_min_clipped",
         "timestep_spacing",
         "steps_offset",
-        "rescale_betas_zero_snr",
-        "sigma_min",
-        "sigma_max",
-        "thresholding",
-        "dynamic_thresholding_ratio",
-        "sample_max_value",
-        "clip_sample",
-        "clip_sample_range",
+        "lambda_min_clipped",
+        "shift_terminal",
+        "interpolation_type",
+        "sigma_schedule",
+        "rho",
     )
 )
 
+# Keys with a meaning for every class of a law, whether diffusers gave it to that class or not.
+CLIPPING = {
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "clip_sample",
+    "clip_sample_range",
+}
+ANY = CLIPPING | {"prediction_type", "final_sigmas_type"}
+SPACED = {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"}
+FLOWING = {"use_dynamic_shifting", "time_shift_type", "shift_terminal"}
+LAW_KEYS: dict[Law, frozenset[str]] = {
+    "table": frozenset(
+        ANY
+        | SPACED
+        | FLOWING
+        | {"use_flow_sigmas", "flow_shift", "lambda_min_clipped", "timestep_spacing"}
+        | {"steps_offset", "rescale_betas_zero_snr", "sigma_min", "sigma_max"}
+    ),
+    "flow": frozenset(ANY | SPACED | FLOWING),
+    "edm": frozenset(ANY),
+    "ipndm": frozenset(CLIPPING),
+}
+
+# What a key may be.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "prediction_type": tuple(NAMES),
+    "algorithm_type": (
+        "dpmsolver",
+        "dpmsolver++",
+        "sde-dpmsolver",
+        "sde-dpmsolver++",
+        "deis",
+        "data_prediction",
+        "noise_prediction",
+    ),
+    "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
+    "timestep_spacing": RULES,
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential", "linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "interpolation_type": ("linear", "log_linear"),
+    "sigma_schedule": ("karras", "exponential"),
+    "compat": ("diffusers",),
+}
+
+# Both say how to step, or where.
+CONTRADICTIONS = (
+    ("solver", "tableau"),
+    ("solver", "compat"),
+    ("tableau", "compat"),
+    ("spacing", "tableau"),
+    ("spacing", "compat"),
+)
+
+# Keys that say nothing unless another is set, or one of several.
+NEEDED: dict[str, tuple[str, ...]] = {
+    "solver_options": ("solver",),
+    "spacing_options": ("spacing",),
+    "dynamic_thresholding_ratio": ("thresholding",),
+    "sample_max_value": ("thresholding",),
+    "clip_sample_range": ("clip_sample",),
+}
+# The same, for classes of a table only.
+NEEDED_BY_TABLES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("flow_shift", *FLOWING), ("use_flow_sigmas",)),
+    **dict.fromkeys(("sigma_min", "sigma_max"), (*SPACED, "spacing", "tableau")),
+}
 
 # Keys that cannot mean here what they mean there, and what does.
 ELSEWHERE = {
@@ -96,80 +155,83 @@ def with_all_keys(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The config: own keys, and those of the class in `like` with its defaults; checked."""
+    """The config: own keys, and those of the class in `like` with its defaults; checked.
+
+    Raises ValueError for keys that the class does not have, values that are none of a key's, and
+    keys that contradict each other; warns of those that say nothing without another.
+    """
     like = own["like"]
     if like not in FAMILIES:
         close = get_close_matches(str(like), FAMILIES, n=3, cutoff=0.3) or list(FAMILIES)
         raise ValueError(f"like: {like!r} is not one of {', '.join(close)}")
-    if own["compat"] not in (None, "diffusers"):
-        raise ValueError(f"compat must be 'diffusers' or None, got {own['compat']!r}")
-    if own["nfe"] is not None and (int(own["nfe"]) != own["nfe"] or own["nfe"] < 1):
-        raise ValueError(f"nfe must be a whole number of at least 1, got {own['nfe']}")
-    if own["solver"] is not None:
-        samplers.solver(own["solver"])
-    if own["spacing"] is not None:
-        named(own["spacing"])
+    family = FAMILIES[like]
     given = {key: value for key, value in keys.items() if value is not None}
-    known = set(defaults(like)) | COMMON_KEYS
+    known = set(defaults(like)) | LAW_KEYS[family.law]
     if foreign := [key for key in given if key not in known]:
         raise ValueError(f"{', '.join(foreign)}: {like} has no such key")
     for key, instead in ELSEWHERE.items():
         if key in given:
             raise ValueError(f"{key}: {instead}")
-    if given.get("use_flow_sigmas") and FAMILIES[like].scaled:
+    check_values(own, given)
+    replaced = replaced_keys(own)
+    if clash := [key for key in given if key in replaced]:
+        chosen = [name for name in ("solver", "tableau", "spacing") if own[name] is not None]
+        raise ValueError(
+            f"{', '.join(clash)}: these keys say what {' and '.join(chosen)} does, too; options go "
+            f"into solver_options and spacing_options"
+        )
+    base = {key: value for key, value in defaults(like).items() if key not in replaced}
+    config = {**own, **base, **given}
+    if config.get("use_flow_sigmas") and family.scaled:
         raise ValueError(
             f"use_flow_sigmas: the states of {like} are x0 + sigma eps, those of a flow are not; "
             f"choose a class like DPMSolverMultistepScheduler"
         )
-    chosen = [name for name in ("solver", "tableau", "compat") if own[name] is not None]
-    if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} contradict each other: give one of them")
-    base = dict(defaults(like))
-    if replaces_method(own):
-        if clash := [key for key in given if key in METHOD_KEYS]:
-            raise ValueError(
-                f"{', '.join(clash)}: these keys say how to step, and so does {chosen[0]}; options "
-                f"of a named solver go into solver_options"
+    sigma_spacing(config)
+    warn_of_idle_keys(config, family.law)
+    return config
+
+
+def check_values(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """ValueError for values that are none of a key's, and own keys that contradict each other."""
+    for key, value in {**own, **given}.items():
+        if value is not None and value not in CHOICES.get(key, (value,)):
+            raise ValueError(f"{key} must be one of {', '.join(CHOICES[key])}, got {value!r}")
+    nfe = own["nfe"]
+    if nfe is not None and (type(nfe) is not int or nfe < 1):
+        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")
+    if own["solver"] is not None:
+        samplers.solver(own["solver"])
+    if own["spacing"] is not None:
+        named_spacing(own["spacing"])
+    for one, other in CONTRADICTIONS:
+        if own[one] is not None and own[other] is not None:
+            raise ValueError(f"{one} and {other} contradict each other: give one of them")
+    foreign = [key for key in given if key not in defaults(own["like"])]
+    if own["compat"] is not None and foreign:
+        raise ValueError(f"compat='diffusers': {own['like']} has no {', '.join(foreign)}")
+
+
+def replaced_keys(own: Mapping[str, Any]) -> frozenset[str]:
+    """The keys whose place a named solver, a spacing or a table takes."""
+    nodes = own.get("spacing") is not None or own.get("tableau") is not None
+    methods = METHOD_KEYS if replaces_method(own) else frozenset[str]()
+    return methods | (NODE_KEYS if nodes else frozenset[str]())
+
+
+def warn_of_idle_keys(config: Mapping[str, Any], law: Law) -> None:
+    """Warn of keys with a value of their own that say nothing without another key."""
+    needed = {**NEEDED, **(NEEDED_BY_TABLES if law == "table" else {})}
+    usual = {**all_defaults(), **defaults(config["like"])}
+    for key, others in needed.items():
+        said = config.get(key) not in (None, usual.get(key))
+        if said and not any(config.get(other) for other in others):
+            warnings.warn(
+                f"{key}={config[key]!r} says nothing without {' or '.join(sorted(others))}",
+                stacklevel=5,
             )
-        base = {key: value for key, value in base.items() if key not in METHOD_KEYS}
-    sigma_spacing({**base, **given})
-    return {**own, **base, **given}
 
 
-def merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for a scheduler from a config of any class, `overrides` on top."""
-    if "like" in config and config.get("_class_name") not in FAMILIES:
-        given = own_keys(config)
-    else:
-        given = translated(config, overrides.get("like"))
-    dropped = set[str]()
-    if replaces_method(overrides):
-        dropped |= METHOD_KEYS | {"solver", "tableau", "compat"}
-    for name in ("solver", "spacing"):
-        # Options belong to the name that they were given with.
-        dropped |= {f"{name}_options"} if name in overrides else set()
-    kept = {key: value for key, value in given.items() if key not in dropped}
-    return {**kept, **overrides}
-
-
-def own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a config of ours, without what it gained where other classes had it."""
-    known = {*OWN_KEYS, *COMMON_KEYS, *defaults(config["like"])} - set(config.get(UNSET, ()))
-    return {key: value for key, value in config.items() if key in known}
-
-
-def translated(config: Mapping[str, Any], like: str | None) -> dict[str, Any]:
-    """The keys of another class's config, and that class under `like`."""
-    found = [like] if like is not None else recognised(config)
-    if not found:
-        raise ValueError(
-            f"this config is of no scheduler class that is known ({config.get('_class_name')}); "
-            f"name one with like=, one of {', '.join(FAMILIES)}"
-        )
-    if len(found) > 1:
-        warnings.warn(
-            f"this config may be of {' or '.join(found)}; taking the first. Say which with like=",
-            stacklevel=4,
-        )
-    known = defaults(found[0])
-    return {"like": found[0], **{key: value for key, value in config.items() if key in known}}
+def own_names(like: str) -> set[str]:
+    """The keys of a config of ours."""
+    return {*OWN_KEYS, *LAW_KEYS[FAMILIES[like].law], *defaults(like)}

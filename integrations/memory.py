@@ -38,6 +38,15 @@ class Memory:
             return self.state
         return torch.where(self.state.to(self.rounded).to(x.dtype) == x, self.state, x)
 
+    def check(self, x: Tensor) -> None:
+        """ValueError if x is not shaped as what is remembered."""
+        for held in (*self.outputs[-1:], *self.noises[-1:]):
+            if held.shape != x.shape:
+                raise ValueError(
+                    f"the state is {tuple(x.shape)}, in the step before it was "
+                    f"{tuple(held.shape)}: call set_timesteps between runs"
+                )
+
     def at_hand(self, line: Line, x: Tensor, compiling: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and noises for `line`; a compiled step has as many at every line."""
         if not compiling:

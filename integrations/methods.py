@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .. import samplers
 from ..samplers import Tableau
-from ..samplers.dpm import singlestep_orders
+from ..samplers.dpm import Form, singlestep_orders
 from ..schedules import Grid
-
-Config = Mapping[str, Any]
+from .nodes import Config
 
 # (config, grid of the steps that are left, steps taken before it) -> the table of those left.
 Method = Callable[[Config, Grid, int], Tableau]
@@ -31,7 +30,7 @@ def multistep_orders(config: Config, grid: Grid, begun: int) -> list[int]:
     return [*orders[:-1], 1] if config.get("euler_at_final") else orders
 
 
-def form(config: Config) -> Any:
+def form(config: Config) -> Form:
     """The second order of DPM-Solver; the names of other classes' variants mean the default."""
     return "heun" if config["solver_type"] == "heun" else "midpoint"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ..schedules.base import Float, alpha_sigma
 from ..schedules.spacing import SPACINGS, Spacing, discrete_times
 
 Config = Mapping[str, Any]
+
+# The kinds of noise levels: a table, a flow, sigmas of EDM, and the angles of IPNDM.
+Law = Literal["table", "flow", "edm", "ipndm"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,10 @@ class Request:
         """The number of steps."""
         return next(iter(self.given.values()))
 
-    @property
-    def is_open(self) -> bool:
+    def is_open(self, law: Law) -> bool:
         """Whether nobody chose the nodes: flow pipelines pass an even ramp from 1 to 1 / n then."""
-        if self.timesteps is not None:
-            return False
+        if law != "flow" or self.timesteps is not None:
+            return self.sigmas is None and self.timesteps is None
         n = self.count
         return self.sigmas is None or bool(
             np.allclose(open_ended(self.sigmas), np.linspace(1, 1 / n, n))
@@ -75,22 +77,19 @@ def open_ended(sigmas: Sequence[float]) -> Sequence[float]:
     return sigmas[:-1] if len(sigmas) and sigmas[-1] == 0 else sigmas
 
 
-# Where a run ends: in clean data; at the smallest level, which is then the last of the nodes that
-# a spacing places; or at the first level of the table, and in clean data if that is taken already.
-End = Literal["zero", "min", "first"]
-
-
 def replaces_method(config: Config) -> bool:
     """Whether a named solver or a table takes the place of what a class does."""
     return config.get("solver") is not None or config.get("tableau") is not None
 
 
+# Where a run ends: in clean data; at the smallest level, which is then the last of the nodes that
+# a spacing places; or at the first level of the table, and in clean data if that is taken already.
+End = Literal["zero", "min", "first"]
+
+
 def final_sigmas(config: Config) -> End:
     """The end that `final_sigmas_type` asks for."""
-    kind = config.get("final_sigmas_type", "zero")
-    if kind not in ("zero", "sigma_min"):
-        raise ValueError(f"final_sigmas_type must be 'zero' or 'sigma_min', got {kind!r}")
-    return "zero" if kind == "zero" else "min"
+    return "min" if config.get("final_sigmas_type") == "sigma_min" else "zero"
 
 
 @dataclass(frozen=True)
@@ -170,17 +169,19 @@ def level_ratios(law: VPDiscrete, floor: float) -> Float:
 
 def table_nodes(config: Config, placement: Placement, request: Request) -> Grid:
     """Nodes on a table of levels."""
-    return told(config, level_nodes(config, placement, request))
+    return relabelled(config, level_nodes(config, placement, request))
 
 
-def told(config: Config, grid: Grid) -> Grid:
-    """The nodes under what a network is told: their times, or log(nsr) / 4, as in EDM.
+def relabelled(config: Config, grid: Grid) -> Grid:
+    """The nodes under what a network is told: their times, or log(nsr) / 4, as in EDM."""
+    return Grid.from_sigmas(grid.nsr) if continuous(config) else grid
 
-    The latter is what `timestep_type` "continuous" means, and with v_prediction only.
-    """
-    if config.get("timestep_type") != "continuous" or config["prediction_type"] != "v_prediction":
-        return grid
-    return Grid.from_sigmas(grid.nsr)
+
+def continuous(config: Config) -> bool:
+    """Whether a network is told log(nsr) / 4: `timestep_type` says so, for v_prediction only."""
+    return (
+        config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction"
+    )
 
 
 def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
@@ -196,9 +197,11 @@ def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
     if request.sigmas is not None:
         given = np.asarray(request.sigmas, dtype=np.float64)
         return placed(law, closed(given, 0.0) if end == "zero" else given, label)
-    if label is not None and spacing is not None:
-        raise ValueError(f"timesteps cannot be given with {spacing}: it places the nodes itself")
-    if config.get("interpolation_type") == "log_linear" and spacing is None:
+    even = config.get("interpolation_type") == "log_linear"
+    if label is not None and (spacing is not None or even):
+        rule = spacing or "interpolation_type='log_linear'"
+        raise ValueError(f"timesteps cannot be given with {rule}: it places the nodes itself")
+    if even and spacing is None:
         nsr = spaced(SPACINGS["exponential"], table[-1], table[0], request.count, "min")
         return placed(law, nsr)
 
@@ -265,10 +268,10 @@ def single(sigmas: Float) -> Float:
 def flow_shift(config: Config, mu: float | None) -> float:
     """The shift of the flow of a config, from `mu` where shifting is dynamic."""
     if not config.get("use_dynamic_shifting"):
-        return float(config["shift"] if "shift" in config else config["flow_shift"])
+        return float(config["shift"] if "shift" in config else config.get("flow_shift", 1.0))
     if mu is None:
         raise ValueError("use_dynamic_shifting: set_timesteps needs mu, which sets the shift")
-    return float(mu if config["time_shift_type"] == "linear" else np.exp(mu))
+    return float(mu if config.get("time_shift_type") == "linear" else np.exp(mu))
 
 
 def flow_nodes(config: Config, placement: Placement, request: Request) -> Grid:
@@ -318,27 +321,34 @@ def at_levels(law: Schedule, times: Float, label: Float) -> Grid:
     return replace(Grid.from_times(law, times), label=label)
 
 
-def edm_nodes(config: Config, request: Request, label: Callable[[Float], Float]) -> Grid:
+class Told(NamedTuple):
+    """What an EDM network is told at sigma, and its inverse."""
+
+    label: Callable[[Float], Float]
+    sigma: Callable[[Float], Float]
+
+
+def edm_nodes(config: Config, request: Request, told: Told) -> Grid:
     """Nodes between sigma_max and sigma_min, x = x0 + sigma eps.
 
     What EDM pipelines pass as sigmas is a ramp from 0 to 1, which is placed between the two.
     """
     request.refuse("an EDM scheduler", "timesteps")
     high, low = config["sigma_max"], config["sigma_min"]
-    rule = Spacing("nsr", rho=config["rho"])
-    if config["sigma_schedule"] == "exponential":
-        rule = SPACINGS["exponential"]
-    elif config["sigma_schedule"] != "karras":
-        raise ValueError(
-            f"sigma_schedule must be 'karras' or 'exponential', got {config['sigma_schedule']!r}"
-        )
+    even = config["sigma_schedule"] == "exponential"
+    rule = SPACINGS["exponential"] if even else Spacing("nsr", rho=config["rho"])
     if request.sigmas is None:
         sigma = spaced(rule, high, low, request.count, final_sigmas(config))
     else:
         ramp = np.asarray(request.sigmas, dtype=np.float64)
+        if ramp.min() < 0 or ramp.max() > 1:
+            raise ValueError(
+                f"sigmas of an EDM scheduler are a ramp from 0 to 1, placed between sigma_max and "
+                f"sigma_min; got {ramp.tolist()}"
+            )
         sigma = closed(rule.between(high, low, ramp), 0.0)
     sigma = single(sigma)
-    return at_levels(EDM(low, high), sigma, label(sigma))
+    return at_levels(EDM(low, high), sigma, told.label(sigma))
 
 
 def ipndm_nodes(config: Config, request: Request) -> Grid:

@@ -8,6 +8,9 @@ from typing import Any
 
 from ..samplers import Tableau
 from .families import FAMILIES
+from .keys import NODE_KEYS, replaced_keys
+from .nodes import sigma_spacing
+from .plan import held_tables
 from .scheduler import TableauScheduler
 
 
@@ -48,13 +51,14 @@ def use(
     if own is None:
         raise ValueError(f"use: {type(pipe).__name__} has no scheduler to replace")
     original = getattr(own, "replaced", None) or own
-    chosen: dict[str, Any] = {**keys, "spacing": spacing, "nfe": nfe}
+    chosen = {**keys, **{k: v for k, v in (("spacing", spacing), ("nfe", nfe)) if v is not None}}
     if isinstance(solver, str):
         chosen["solver"] = solver
     else:
         table = Tableau.load(solver) if isinstance(solver, Path) else solver
         chosen["tableau"] = table.to_dict() if isinstance(table, Tableau) else dict(table)
-    if original.config.get("timestep_spacing") == "leading" and "timestep_spacing" not in keys:
+    leading = original.config.get("timestep_spacing") == "leading"
+    if leading and "timestep_spacing" not in keys and not replaced_keys(chosen) & NODE_KEYS:
         chosen["timestep_spacing"] = "trailing"
     config = dict(original.config)
     if type(original).__name__ in FAMILIES:
@@ -83,12 +87,12 @@ def restore(pipe: Any) -> Any:
 def description(scheduler: TableauScheduler) -> str:
     """What a scheduler does, in one line."""
     config = scheduler.config
-    table = config["tableau"] or {}
-    solver = config["solver"] or table.get("name") or f"tables for {', '.join(table)} evaluations"
-    rule = config.get("timestep_spacing")
-    nodes = config["spacing"] or (f"{rule} times" if rule else "its own nodes")
-    if table:
-        nodes = "the nodes of the table"
+    tables = held_tables(config["tableau"]) if config["tableau"] else {}
+    rule = sigma_spacing(config) or config.get("timestep_spacing")
+    nodes = config["spacing"] or rule or "its own nodes"
+    if tables:
+        nodes = f"tables of {', '.join(map(str, tables))} evaluations"
+    solver = config["solver"] or "searched or learned"
     kind = config.get("prediction_type", "flow_prediction")
     held = f", {config['nfe']} network evaluations" if config["nfe"] else ""
     return f"fewstep: {solver} in place of {config['like']}, {nodes}, {kind}{held}"

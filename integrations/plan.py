@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -15,23 +16,25 @@ from torch import Tensor
 
 from .. import samplers
 from ..samplers import Tableau, trace
-from ..schedules import EDM, FlowMatching, Grid, grid
+from ..schedules import EDM, FlowMatching, Grid, Schedule, grid
 from ..schedules.base import Float, Form
-from .families import FAMILIES, Family, Law, defaults, law_of
+from .families import FAMILIES, Family, defaults, law_of
 from .nodes import (
     Config,
+    Law,
     Request,
     at_levels,
     edm_nodes,
+    final_sigmas,
     flow_nodes,
     flow_shift,
     ipndm_nodes,
     levels,
     placed,
+    relabelled,
     replaces_method,
     sigma_ends,
     table_nodes,
-    told,
 )
 from .program import Line, program
 from .reading import Reading, clipping, reading
@@ -42,13 +45,15 @@ class Plan:
     """A run: tables on states as the pipeline holds them, and how its network is read.
 
     `tail(begin)` is the table of a run that begins at row `begin` of the whole one, `steps` the
-    number of steps between which pipelines may begin, `clip` what is done to x0, `residual` whether
-    what that takes stays in the state, `device` where the numbers of a compiled step live.
+    number of steps between which pipelines may begin, `scaled` whether states are scaled only for
+    the network, `clip` what is done to x0, `residual` whether what that takes stays in the state,
+    `device` where the numbers of a compiled step live. What it makes of these is kept.
     """
 
     tail: Callable[[int], Tableau]
     steps: int
     law: Law
+    scaled: bool
     config: Config
     request: Request
     device: torch.device | str | None
@@ -91,6 +96,7 @@ class Plan:
                 clipped=self.clip is not None,
                 residual=self.residual,
                 device=self.device,
+                home=partial(self.program, begin),
             )
         return self.programs[begin]
 
@@ -163,14 +169,18 @@ def waiting(table: Tableau, rows: int) -> Tableau:
 
 def make_plan(config: Config, request: Request, device: torch.device | str | None = None) -> Plan:
     """The run that a config and a request ask for; ValueError says what is wrong with them."""
-    request = within(config, request)
     family, law = FAMILIES[config["like"]], law_of(config)
+    if config.get("nfe") is not None:
+        request = held_to_nfe(config, law, request)
     form: Form = "edm" if family.scaled or law == "edm" else "flow" if law == "flow" else "vp"
     if config.get("compat") == "diffusers":
         tail = traced(config, request)
         steps = int((~tail(0).grid.stage[:-1]).sum())
     elif config.get("tableau") is not None:
-        # It has nodes of its own: of those given only the number counts.
+        if not request.is_open(law):
+            raise ValueError(
+                f"set_timesteps was given {request.given}, and a table has nodes of its own"
+            )
         tail = chosen_table(config["tableau"], request.count).tail
         steps = tail(0).grid.nfe
     else:
@@ -183,37 +193,44 @@ def make_plan(config: Config, request: Request, device: torch.device | str | Non
 
     # As in DDIM of diffusers, which goes on with the eps of the network as it is.
     residual = config["like"] == "DDIMScheduler" and not replaces_method(config)
-    return Plan(formed, steps, law, config, request, device, clipping(config), residual)
+    clip = clipping(config)
+    return Plan(formed, steps, law, family.scaled, config, request, device, clip, residual)
 
 
-def within(config: Config, request: Request) -> Request:
+def held_to_nfe(config: Config, law: Law, request: Request) -> Request:
     """The request that a run with the `nfe` of its config makes, whatever was asked for.
 
     The most steps that cost at most `nfe` evaluations. ValueError if there are none, or if nodes
-    were chosen that are not as many.
+    were chosen.
     """
-    nfe = config.get("nfe")
-    if nfe is None:
-        return request
-    if not request.is_open:
+    nfe: int = config["nfe"]
+    if not request.is_open(law):
         raise ValueError(f"set_timesteps was given {request.given}, and nfe={nfe} holds the run")
     free = {**config, "nfe": None}
-    for steps in range(nfe, 0, -1):
-        fitting = Request(steps, mu=request.mu)
-        if make_plan(free, fitting).table.nfe <= nfe:
-            return fitting
-    raise ValueError(f"nfe={nfe}: even one step takes more evaluations")
+
+    def too_many(steps: int) -> bool:
+        return make_plan(free, Request(steps, mu=request.mu)).table.nfe > nfe
+
+    if config.get("tableau") is not None:
+        possible = [n for n in held_tables(config["tableau"]) if n <= nfe]
+        steps = max(possible, default=0)
+    else:
+        # Most solvers take one evaluation a step.
+        steps = nfe if not too_many(nfe) else bisect(range(1, nfe), False, key=too_many)
+    if steps < 1:
+        raise ValueError(f"nfe={nfe}: the shortest run takes more evaluations")
+    return Request(steps, mu=request.mu)
 
 
 def step_nodes(config: Config, family: Family, law: Law, request: Request) -> Grid:
     """The nodes between which a solver steps, in the form of their own law."""
-    if config.get("spacing") is not None and request.is_open:
+    if config.get("spacing") is not None and request.is_open(law):
         return spaced_nodes(config, law, request)
     match law:
         case "flow":
             return flow_nodes(config, family.placement, request)
         case "edm":
-            return edm_nodes(config, request, family.label)
+            return edm_nodes(config, request, family.told)
         case "ipndm":
             return ipndm_nodes(config, request)
     return table_nodes(config, family.placement, request)
@@ -221,22 +238,26 @@ def step_nodes(config: Config, family: Family, law: Law, request: Request) -> Gr
 
 def spaced_nodes(config: Config, law: Law, request: Request) -> Grid:
     """Nodes of one of our spacings, between the ends of the config."""
-    place = partial(grid, nfe=request.count, spacing=config["spacing"])
-    options = config.get("spacing_options") or {}
+    options: dict[str, Any] = {"end": "min"} if final_sigmas(config) == "min" else {}
+    options |= config.get("spacing_options") or {}
+
+    def place(schedule: Schedule) -> Grid:
+        return grid(schedule, request.count, config["spacing"], **options)
+
     match law:
         case "flow":
             shift, t_min = flow_shift(config, request.mu), 1 / config["num_train_timesteps"]
-            return place(FlowMatching(shift, t_min), **options)
+            return place(FlowMatching(shift, t_min))
         case "edm":
-            sigmas = place(EDM(config["sigma_min"], config["sigma_max"]), **options).sigma
-            return at_levels(EDM(), sigmas, FAMILIES[config["like"]].label(sigmas))
+            sigmas = place(EDM(config["sigma_min"], config["sigma_max"])).sigma
+            return at_levels(EDM(), sigmas, FAMILIES[config["like"]].told.label(sigmas))
         case "ipndm":
             raise ValueError("spacing: IPNDM has nodes of its own; choose another class in `like`")
     table = levels(config)
     if config.get("sigma_min") is None and config.get("sigma_max") is None:
-        return told(config, place(table, **options))
+        return relabelled(config, place(table))
     high, low = sigma_ends(config, *table.nsr([table.t_max, table.t_min]))
-    return told(config, placed(table, place(EDM(low, high), **options).nsr))
+    return relabelled(config, placed(table, place(EDM(low, high)).nsr))
 
 
 def builder(config: Config, family: Family) -> Callable[[Grid, int], Tableau]:
@@ -255,12 +276,23 @@ def builder(config: Config, family: Family) -> Callable[[Grid, int], Tableau]:
     return build
 
 
-def chosen_table(tableau: Mapping[str, Any], steps: int) -> Tableau:
-    """A table written into a config: one, or a family keyed by the number of its steps."""
-    tables = {str(len(tableau["weights"])): tableau} if "weights" in tableau else tableau
-    if str(steps) not in tables:
-        raise ValueError(f"this scheduler holds tables for {', '.join(tables)} steps, not {steps}")
-    return Tableau.from_dict(tables[str(steps)], f"tableau of {steps} steps")
+def held_tables(tableau: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """The tables written into a config, by their number of rows: one, or a family."""
+    if "weights" in tableau:
+        return {len(tableau["weights"]): tableau}
+    return {int(rows): table for rows, table in tableau.items()}
+
+
+def chosen_table(tableau: Mapping[str, Any], rows: int) -> Tableau:
+    """The table of that many rows in a config; ValueError if there is none, or it has others."""
+    tables = held_tables(tableau)
+    if rows not in tables:
+        known = ", ".join(map(str, tables))
+        raise ValueError(f"this scheduler holds tables of {known} evaluations, not {rows}")
+    table = Tableau.from_dict(tables[rows], f"tableau of {rows} evaluations")
+    if table.grid.nfe != rows:
+        raise ValueError(f"the tableau under {rows} has {table.grid.nfe} rows")
+    return table
 
 
 def traced(config: Config, request: Request) -> Callable[[int], Tableau]:

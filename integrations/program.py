@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,12 +52,12 @@ class Line:
     whether that noise is used; `inside` and `leads_inside` whether it starts and ends inside a step
     of two evaluations. Lines behind need the newest `keep` and `keep_noise`, and `window` and
     `noise_window` are the most that any line of the run sums. `vector` holds `numbers` on the
-    device, with all terms of the window.
+    device, with all terms of the window. `home` makes the lines of this run.
     """
 
     index: int
     numbers: Numbers
-    vector: Tensor
+    vector: Tensor = field(repr=False)
     calls: bool
     draws: bool
     adds: bool
@@ -67,7 +67,15 @@ class Line:
     keep_noise: int
     window: int
     noise_window: int
-    next: Line | End
+    next: Line | End = field(repr=False)
+    home: Callable[[], tuple[Line, ...]] = field(repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its place in a run: it holds all lines behind it.
+        return line_of, (self.home, self.index)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Line:
+        return self
 
     def uniform(self) -> Numbers:
         """The numbers as tensors, all terms of the window: the same computation for every line."""
@@ -81,6 +89,12 @@ class End:
     """Behind the last line."""
 
     index: int
+
+
+def line_of(home: Callable[[], tuple[Line, ...]], index: int) -> Line:
+    """The line of that index in a run."""
+    lines = home()
+    return lines[index - lines[0].index]
 
 
 def terms(values: Sequence[Coefficient]) -> Pairs:
@@ -123,6 +137,7 @@ def program(
     clipped: bool,
     residual: bool,
     device: torch.device | str | None,
+    home: Callable[[], tuple[Line, ...]],
 ) -> tuple[Line, ...]:
     """The rows of a plain table, for a run whose first row is the one of index `begin`.
 
@@ -169,6 +184,7 @@ def program(
             window=window,
             noise_window=noise_window,
             next=line,
+            home=home,
         )
         lines.append(line)
     return tuple(reversed(lines))

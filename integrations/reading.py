@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..samplers.basis import Basis, affine, preconditioning
 from ..samplers.diffusers_model import NAMES
-from .families import FAMILIES, Law
-from .nodes import Config
+from .families import FAMILIES
+from .nodes import Config, Law
 
 
 class Reading(NamedTuple):

@@ -13,16 +13,20 @@ from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_c
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..samplers.denoiser import without_variance
 from ..samplers.sums import accumulate, combine, mix, scaled
-from .families import FAMILIES
-from .keys import OWN_KEYS, UNSET, merged, resolved, with_all_keys
+from ..schedules import Grid
+from ..schedules.base import Float
+from .keys import OWN_KEYS, UNSET, resolved, with_all_keys
 from .memory import WIDE, Memory, newest
 from .nodes import Request
 from .plan import Plan, make_plan
 from .program import End, Line
-from .training import starting_scale, table_of_alphas, training_levels, training_sigmas
+from .training import starting_scale, table_of_alphas, training_levels, training_nodes
+from .translation import merged
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -89,16 +93,17 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
         self._plan: Plan | None = None
-        # The lines of the run from where it begins, and the one that is next once it has begun.
-        self._lines: tuple[Line, ...] = ()
+        # The line at which the run begins, the one that is next once it has begun, what is
+        # remembered there, and the line and the memory before it.
+        self._first: Line | None = None
         self._line: Line | End | None = None
-        self._memory = self._before = Memory()
+        self._memory = Memory()
+        self._before: tuple[Line, Memory] | None = None
         # The scheduler that `use` put this one in the place of.
         self.replaced: Any = None
         # Some pipelines slice it in the middle of a run; no table needs it.
         self.last_sample: Tensor | None = None
-        total = int(self.config.get("num_train_timesteps", 1000))
-        self.timesteps = torch.arange(total - 1, -1, -1, dtype=torch.float32)
+        self.timesteps = torch.tensor(training_nodes(self.config)[0], dtype=torch.float32)
 
     @classmethod
     def from_config(
@@ -134,41 +139,41 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `sigmas` or `timesteps` may name the nodes instead of a number of steps; `mu` is the shift
         of this image where shifting is dynamic. The config is read now, not before.
         """
-        request = Request(num_inference_steps, numbers(sigmas), numbers(timesteps), mu)
+        request = Request(num_inference_steps, floats(sigmas), floats(timesteps), mu)
         self._plan = plan = make_plan(dict(self.config), request, device)
         labels = plan.table.grid.label[:-1]
-        scaled = FAMILIES[plan.config["like"]].scaled
-        whole = plan.law == "table" and not scaled and not (labels % 1).any()
+        whole = plan.law == "table" and not plan.scaled and not (labels % 1).any()
         dtype = torch.int64 if whole else torch.float32
         self.timesteps = torch.tensor(labels, dtype=dtype, device=device)
         self.num_inference_steps = plan.steps
         self._begin_index = None
-        self._lines = plan.program(0)
+        self._first = plan.program(0)[0]
         self.restart()
 
     def restart(self) -> None:
         """Go back to the first step, without the history of a run."""
-        self._line = None
-        self._memory = self._before = Memory()
+        self._line = self._before = None
+        self._memory = Memory()
 
     @property
     def sigmas(self) -> Tensor:
         """Sigma / alpha of the nodes (sigma for flows), float32 on the CPU."""
         if self._plan is not None:
             return torch.tensor(self._plan.sigmas, dtype=torch.float32)
-        return torch.from_numpy(training_sigmas(dict(self.config))).float()
+        return torch.tensor(training_nodes(self.config)[1], dtype=torch.float32)
 
     @property
     def init_noise_sigma(self) -> Tensor:
         """What pipelines multiply standard noise with to start a run."""
-        return torch.tensor(starting_scale(dict(self.config), float(self.sigmas.max())))
+        return torch.tensor(starting_scale(self.config, float(self.sigmas.max())))
 
     @property
     def order(self) -> int:
         """Network calls per step, of solvers that make the same number in each."""
         order = None if self._plan is None else self._plan.order
         if order is None and self.config["tableau"] is None:
-            order = make_plan({**self.config, "compat": None}, Request(4, mu=1.0)).order
+            free = {**self.config, "compat": None, "nfe": None}
+            order = make_plan(free, Request(4, mu=1.0)).order
         return order or 1
 
     # --- where a run is --------------------------------------------------------------------------
@@ -187,17 +192,13 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         # Pipelines step back to take a step once more, for the unconditional branch.
         if index is None:
             self.restart()
-            return
-        if self._line is not None and index == self._line.index - 1:
-            self._memory = self._before
-        self._line = self._line_at(index)
-
-    def _line_at(self, index: int) -> Line | End:
-        found = [line for line in (*self._lines, self._lines[-1].next) if line.index == index]
-        if not found:
-            span = f"{self._lines[0].index} to {self._lines[-1].index}"
-            raise ValueError(f"there is no step {index} in a run over the steps {span}")
-        return found[0]
+        elif self._before is not None and index == self._before[0].index:
+            (self._line, self._memory), self._before = self._before, None
+        elif index != self.step_index:
+            raise ValueError(
+                f"a run goes on step by step, or one back: it is at {self.step_index}, and "
+                f"{index} was asked for; set_begin_index says where it begins"
+            )
 
     @property
     def begin_index(self) -> int | None:
@@ -214,7 +215,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(
                     f"the run has {rows} steps, it cannot begin at {begin_index}{hint}"
                 )
-            self._lines = self._plan.program(begin_index)
+            self._first = self._plan.program(begin_index)[0]
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | Tensor) -> int:
@@ -228,47 +229,39 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             if timestep.untyped_storage()._cdata == whole.untyped_storage()._cdata:
                 return int(timestep.storage_offset() - whole.storage_offset())
             timestep = float(timestep.reshape(-1)[0])
-        labels = self._run.table.grid.label[:-1].astype(np.float32)
-        found = np.flatnonzero(labels == np.float32(timestep))
-        return int(found[min(1, len(found) - 1)]) if len(found) else len(labels) - 1
+        found, places = lookup(self._run.table.grid, np.array([timestep]))
+        return int(places[0]) if found[0] else self._run.table.grid.nfe - 1
 
     @property
     def _run(self) -> Plan:
         """The run; a step at every level of training if nobody asked for fewer."""
         if self._plan is None:
+            begin = self._begin_index
             self.set_timesteps(int(self.config.get("num_train_timesteps", 1000)))
+            if begin is not None:
+                self.set_begin_index(begin)
         assert self._plan is not None
         return self._plan
 
     def _next(self, timestep: float | Tensor | None) -> Line:
         """The line that is next: the first at the begin index, or where `timestep` says."""
         if self._line is None:
-            run = self._run
+            run, first = self._run, self._first
+            assert first is not None
             if torch.compiler.is_compiling():
                 # A value cannot be looked up without reading it; that it is the first can be told.
                 if self._begin_index is None and isinstance(timestep, Tensor):
-                    first = self.timesteps[self._lines[0].index]
-                    torch._assert_async(timestep.reshape(-1)[0] == first, LATE)
+                    label = self.timesteps[first.index]
+                    torch._assert_async(timestep.reshape(-1)[0] == label, LATE)
             elif self._begin_index is None and timestep is not None:
-                self._lines = run.program(self.index_for_timestep(timestep))
+                first = run.program(self.index_for_timestep(timestep))[0]
             self.restart()
-            self._line = self._lines[0]
+            self._line = first
         if isinstance(self._line, End):
             raise ValueError(
                 f"the run is over: its {self._line.index} steps were taken; call set_timesteps"
             )
         return self._line
-
-    def __getstate__(self) -> dict[str, Any]:
-        # By its index: a line holds all those behind it.
-        first = self._lines[0].index if self._lines else 0
-        return {**self.__dict__, "_line": self.step_index, "_lines": first}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _line=None)
-        self._lines = () if self._plan is None else self._plan.program(state["_lines"])
-        if state["_line"] is not None:
-            self._line = self._line_at(state["_line"])
 
     # --- the run ---------------------------------------------------------------------------------
 
@@ -281,9 +274,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     def model_outputs(self, outputs: list[Tensor]) -> None:
         self._memory.outputs = outputs
 
-    def scale_model_input(
-        self, sample: Tensor, timestep: float | Tensor | None = None, **_: Any
-    ) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """What the network is to be shown: the state, in the form that it was trained on."""
         line = self._next(timestep)
         scale = (line.uniform() if torch.compiler.is_compiling() else line.numbers).scale
@@ -313,22 +304,26 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         x = sample if sample.dtype in WIDE else sample.float()
         out = model_output if model_output.dtype == x.dtype else model_output.to(x.dtype)
         if out.shape != x.shape:
-            # A variance that the network learned comes behind its prediction.
-            out = out[:, : x.shape[1]]
+            out = without_variance(out, x)
+        memory.check(x)
         outputs, noises = memory.at_hand(line, x, compiling)
         x0 = None
         if run.clip is not None:
             x0 = run.clip(mix(x, numbers.a, out, numbers.b))
         if line.calls:
-            outputs.append(
+            m = (
                 mix(x, numbers.of_x, out, numbers.of_out)
                 if x0 is None
                 else mix(x, numbers.clipped_x, x0, numbers.clipped_x0)
             )
+            # What is kept is ours: a network may write its next output into the same tensor.
+            outputs.append(m.clone() if m is model_output or m is x0 else m)
         if line.draws:
             z = variance_noise
             if z is None:
                 z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            if z.shape != x.shape:
+                raise ValueError(f"variance_noise is {tuple(z.shape)}, the state {tuple(x.shape)}")
             if line.adds:
                 noises.append(z.to(x.dtype))
         prev = combine(numbers, memory.goes_on_from(x, line), outputs, noises)
@@ -336,11 +331,14 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             removed = mix(x, numbers.a, out, numbers.b) - x0
             prev = accumulate(prev, removed, numbers.residual)
         returned = prev if prev.dtype == model_output.dtype else prev.to(model_output.dtype)
-        self._before = memory
+        self._before = line, memory
+        if line.leads_inside and returned is prev:
+            # The pipeline may write into what it gets.
+            returned = prev.clone()
         if not compiling:
             outputs, noises = newest(outputs, line.keep), newest(noises, line.keep_noise)
-        keeps = line.leads_inside or returned is not prev
-        self._memory = Memory(outputs, noises, prev if keeps else None, returned.dtype)
+        state = None if returned is prev else prev
+        self._memory = Memory(outputs, noises, state, returned.dtype)
         self._line = line.next
         if not return_dict:
             return (returned,)
@@ -372,16 +370,14 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) [B, 1, ..] of timesteps, in float32 at least; see `add_noise`."""
         labels = timesteps.detach().reshape(-1).double().cpu().numpy()
-        levels = np.stack(training_levels(dict(self.config), labels))
+        levels = np.stack(training_levels(self.config, labels))
         if self._plan is not None:
             grid = self._plan.table.grid
-            nodes = np.stack([grid.alpha, grid.sigma])
+            found, places = lookup(grid, labels)
             if self._begin_index is not None:
-                n = self._begin_index if self.step_index is None else self.step_index
-                levels[:] = nodes[:, n, None]
-            else:
-                same = labels.astype(np.float32)[:, None] == grid.label[:-1].astype(np.float32)
-                levels = np.where(same.any(1), nodes[:, same.argmax(1)], levels)
+                row = self._begin_index if self.step_index is None else self.step_index
+                found, places = np.full(len(labels), True), np.full(len(labels), row)
+            levels = np.where(found, np.stack([grid.alpha, grid.sigma])[:, places], levels)
         dtype = like.dtype if like.dtype in WIDE else torch.float32
         shape = (2, -1, *[1] * (like.ndim - 1))
         alpha, sigma = torch.from_numpy(levels).to(like.device, dtype).reshape(shape)
@@ -390,12 +386,12 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     @property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 of the table of levels, float32."""
-        return torch.from_numpy(table_of_alphas(dict(self.config))).float()
+        return torch.from_numpy(table_of_alphas(self.config)).float()
 
     @property
     def betas(self) -> Tensor:
         """beta of the table of levels, float32: 1 - the ratio of neighbours in alpha^2."""
-        product = table_of_alphas(dict(self.config))
+        product = table_of_alphas(self.config)
         return torch.from_numpy(1 - product / np.append(1.0, product[:-1])).float()
 
     def __len__(self) -> int:
@@ -406,7 +402,14 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
 TableauScheduler.__module__ = __name__.split(".", maxsplit=1)[0]
 
 
-def numbers(values: Any) -> list[float] | None:
+def lookup(grid: Grid, labels: Float) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which labels [B] are of nodes that a network is asked at, and of which: the second of two."""
+    same = labels.astype(np.float32)[:, None] == grid.label[:-1].astype(np.float32)
+    second = same & (same.cumsum(1) == 2)
+    return same.any(1), np.where(second.any(1), second.argmax(1), same.argmax(1))
+
+
+def floats(values: Any) -> list[float] | None:
     """Plain floats from a list, an array or a tensor."""
     if values is None:
         return None

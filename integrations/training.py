@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from ..schedules.base import Float, alpha_sigma
-from .families import FAMILIES, angle, law_of
-from .nodes import Config, Request, edm_nodes, ipndm_nodes, level_ratios, levels
+from .families import FAMILIES, law_of
+from .nodes import (
+    Config,
+    Request,
+    continuous,
+    edm_nodes,
+    ipndm_nodes,
+    level_ratios,
+    levels,
+)
 
 
 def table_of_alphas(config: Config) -> Float:
@@ -20,29 +28,35 @@ def training_levels(config: Config, labels: Float) -> tuple[Float, Float]:
     match law_of(config):
         case "flow":
             sigma = np.asarray(labels, dtype=np.float64) / config["num_train_timesteps"]
+            sigma = 1 - sigma if config.get("invert_sigmas") else sigma
             return 1 - sigma, sigma
         case "edm":
-            sigma = np.tan(labels * np.pi / 2) if family.label is angle else np.exp(4 * labels)
+            sigma = family.told.sigma(labels)
             return np.ones_like(sigma), sigma
         case "ipndm":
             return np.cos(labels * np.pi / 2), np.sin(labels * np.pi / 2)
     table = levels(config)
-    lam = table.lam(np.clip(labels, table.t_min, table.t_max))
+    lam = -4 * labels if continuous(config) else table.lam(labels.clip(table.t_min, table.t_max))
     return alpha_sigma(lam, "edm" if family.scaled else "vp")
 
 
-def training_sigmas(config: Config) -> Float:
-    """What diffusers calls sigma, of all levels that a network is trained on, falling, and zero."""
+def training_nodes(config: Config) -> tuple[Float, Float]:
+    """(labels [T], what diffusers calls sigma [T + 1]) of all levels of training, falling to 0."""
     total = int(config.get("num_train_timesteps", 1000))
     match law_of(config):
         case "flow":
-            return np.arange(total, -1, -1) / total
+            sigma = np.arange(total, -1, -1) / total
+            inverted = bool(config.get("invert_sigmas"))
+            return (total * (1 - sigma if inverted else sigma))[:-1], sigma
         case "edm":
-            return edm_nodes(config, Request(total), FAMILIES[config["like"]].label).sigma
+            grid = edm_nodes(config, Request(total), FAMILIES[config["like"]].told)
+            return grid.label[:-1], grid.sigma
         case "ipndm":
-            return ipndm_nodes(config, Request(total)).nsr
-    product = table_of_alphas(config)[::-1]
-    return np.append(np.sqrt((1 - product) / product), 0.0)
+            grid = ipndm_nodes(config, Request(total))
+            return grid.label[:-1], grid.nsr
+    nsr = level_ratios(levels(config), FAMILIES[config["like"]].placement.floor)[::-1]
+    labels = np.log(nsr) / 4 if continuous(config) else np.arange(len(nsr) - 1.0, -1, -1)
+    return labels, np.append(nsr, 0.0)
 
 
 def starting_scale(config: Config, largest: float) -> float:
@@ -56,5 +70,7 @@ def starting_scale(config: Config, largest: float) -> float:
         return float(np.hypot(config["sigma_max"], 1.0))
     if not family.scaled:
         return 1.0
-    leading = config.get("timestep_spacing") == "leading"
-    return float(np.hypot(largest, 1.0)) if leading else largest
+    short = config.get("timestep_spacing") == "leading"
+    if config.get("tableau") is not None:
+        short = largest < 0.999 * level_ratios(levels(config), family.placement.floor)[-1]
+    return float(np.hypot(largest, 1.0)) if short else largest

@@ -68,7 +68,7 @@ class NetworkDenoiser:
 
 def without_variance(out: Tensor, x: Tensor) -> Tensor:
     """The prediction of a network that learns its variance and returns it behind."""
-    if out.shape[1] != 2 * x.shape[1]:
+    if out.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
         raise ValueError(
             f"the network returned shape {tuple(out.shape)} for an input {tuple(x.shape)}: it must "
             f"have as many channels, or twice as many when it learns its variance"

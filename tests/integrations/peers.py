@@ -181,6 +181,4 @@ def known_difference(ask: Ask) -> str | None:
         and config["prediction_type"] == "epsilon"
     ):
         return "x0 is a difference of numbers 20,000 times as large"
-    if ask.kind == "KDPM2AncestralDiscreteScheduler":
-        return "its levels are differences of float32 squares"
     return None

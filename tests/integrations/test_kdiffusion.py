@@ -107,8 +107,19 @@ def test_a_table_of_ones_own():
     torch.testing.assert_close(got, sampler("ab-3")(model, start(), SIGMAS, disable=True))
     with pytest.raises(ValueError, match="5 rows, and 4 sigmas ask for 3"):
         sampler(table)(model, start(), SIGMAS[2:], disable=True)
-    with pytest.raises(ValueError, match=r"starts at sigma 14\.6, the state at 6"):
+    with pytest.raises(ValueError, match=r"from sigma 14\.6 to 0, the sigmas from 6 to 0"):
         sampler(table)(model, start(), torch.cat([SIGMAS[1:], SIGMAS[-1:]]), disable=True)
+
+
+def test_options_are_checked_before_the_first_image():
+    with pytest.raises(TypeError, match="bogus"):
+        sampler("unipc-3", bogus=1)
+    with pytest.raises(ValueError, match="order says nothing"):
+        sampler(samplers.build("ab-3", GRID), order=2)
+    # A list of orders is as long as the run.
+    x = start()
+    ones = sampler("dpmpp-3m", order=[1] * 5)(model, x, SIGMAS, disable=True)
+    torch.testing.assert_close(ones, sampler("ddim")(model, x, SIGMAS, disable=True))
 
 
 def test_edges():

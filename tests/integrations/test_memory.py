@@ -7,7 +7,7 @@ import pytest
 import torch
 from fewstep import TableauScheduler
 
-from .peers import SD, network, start
+from .peers import SD, finish, network, start
 
 
 def test_a_changed_sample_counts_where_it_was_changed():
@@ -48,6 +48,84 @@ def test_the_same_row_once_more():
     scheduler._step_index -= 1
     again = scheduler.step(network(x, t), t, x).prev_sample
     assert torch.equal(once, again)
+
+
+def test_only_the_step_before_can_be_taken_again():
+    scheduler = TableauScheduler(**SD, solver="unipc-3")
+    scheduler.set_timesteps(6)
+    finish(scheduler, start(scheduler))
+    scheduler._step_index -= 1
+    with pytest.raises(ValueError, match="step by step, or one back: it is at 5, and 4"):
+        scheduler._step_index -= 1
+    with pytest.raises(ValueError, match="and 2 was asked for"):
+        scheduler._step_index = 2
+    scheduler._step_index = None
+    assert scheduler.step_index is None
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp-2s", "dpm-2-ancestral"])
+def test_what_a_pipeline_writes_into_a_stage_is_not_in_the_state(name):
+    """Of a changed stage the network sees the change, the base of the step has none of it."""
+
+    def last(write):
+        scheduler = TableauScheduler(**SD, solver=name)
+        scheduler.set_timesteps(3)
+        x = start(scheduler)
+        for t in scheduler.timesteps[:3]:
+            z = torch.zeros_like(x)
+            x = scheduler.step(network(x, t), t, x, variance_noise=z).prev_sample
+            x = write(x)
+        return x
+
+    def in_place(x):
+        x[:1] = 2.0
+        return x
+
+    assert torch.equal(last(in_place), last(lambda x: in_place(x.clone())))
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction"), [("deis-3", "epsilon"), ("dpmpp-2m", "sample"), ("unipc-3", "sample")]
+)
+def test_a_network_may_write_all_outputs_into_one_tensor(name, prediction):
+    def last(same):
+        scheduler = TableauScheduler(**SD, solver=name, prediction_type=prediction)
+        scheduler.set_timesteps(6)
+        x = start(scheduler)
+        out = torch.empty_like(x)
+        for t in scheduler.timesteps:
+            given = out.copy_(network(x, t)) if same else network(x, t)
+            x = scheduler.step(given, t, x).prev_sample
+        return x
+
+    assert torch.equal(last(True), last(False))
+
+
+def test_previews_are_not_part_of_the_history():
+    def last(change):
+        scheduler = TableauScheduler(**SD, clip_sample=True)
+        scheduler.set_timesteps(4)
+        x = start(scheduler)
+        for t in scheduler.timesteps:
+            stepped = scheduler.step(network(x, t), t, x)
+            change(stepped.pred_original_sample)
+            x = stepped.prev_sample
+        return x
+
+    assert torch.equal(last(lambda x0: x0.mul_(0.5)), last(lambda x0: x0))
+
+
+def test_shapes_are_those_of_the_step_before():
+    scheduler = TableauScheduler(**SD)
+    scheduler.set_timesteps(4)
+    x, t = start(scheduler), scheduler.timesteps[0]
+    with pytest.raises(ValueError, match="as many channels"):
+        scheduler.step(x[:, :1], t, x)
+    with pytest.raises(ValueError, match="variance_noise is"):
+        TableauScheduler(**SD, solver="ddpm").step(x, 999, x, variance_noise=torch.ones(1))
+    x = scheduler.step(network(x, t), t, x).prev_sample
+    with pytest.raises(ValueError, match="in the step before it was"):
+        scheduler.step(x[:1], t, x[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

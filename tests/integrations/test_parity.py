@@ -9,7 +9,7 @@ import fewstep
 import pytest
 import torch
 
-from .peers import Ask, asks, known_difference, run
+from .peers import COMPARED, Ask, asks, known_difference, run
 
 TOLERANCE = 1e-4
 
@@ -70,6 +70,20 @@ def test_samples_are_those_of_diffusers(seed):
 def test_a_thousand_configs(seed):
     for ask in asks(seed, 25):
         check(ask)
+
+
+# Where their first choices are among the known differences.
+PLAIN = {
+    "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": True},
+    "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": True},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COMPARED if kind != "IPNDMScheduler"])
+def test_every_class_has_a_run_that_is_the_same(kind):
+    """But IPNDM, whose first evaluation is ignored there (see the compat test)."""
+    for steps in (4, 10, 25):
+        assert check(Ask(kind, PLAIN.get(kind, {}), steps)) == "equal"
 
 
 COMPAT = [

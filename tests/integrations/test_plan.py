@@ -66,8 +66,11 @@ def test_impossible_runs_are_refused():
     finish(scheduler, start(scheduler))
     with pytest.raises(ValueError, match="the run is over"):
         scheduler.step(torch.ones(1, 4, 4, 4), 0, torch.ones(1, 4, 4, 4))
-    with pytest.raises(ValueError, match="timestep_spacing must be"):
-        TableauScheduler(**SD, timestep_spacing="evenly").set_timesteps(4)
+    even = TableauScheduler(**SD, like="EulerDiscreteScheduler", interpolation_type="log_linear")
+    with pytest.raises(ValueError, match="log_linear"):
+        even.set_timesteps(timesteps=[900, 500, 3])
+    with pytest.raises(ValueError, match="a ramp from 0 to 1"):
+        TableauScheduler(like="EDMEulerScheduler").set_timesteps(sigmas=[80.0, 5.0, 0.2])
     with pytest.raises(ValueError, match="no scheduler class that is known"):
         TableauScheduler.from_config({"poem": 1})
     with pytest.warns(UserWarning, match="KDPM2"):

@@ -71,3 +71,17 @@ def test_a_compiled_run_that_begins_late_has_to_say_so():
     late = step(x, t, x).prev_sample
     scheduler.set_timesteps(5)
     torch.testing.assert_close(late, scheduler.step(x, t, x).prev_sample)
+
+
+def test_compiled_runs_may_differ_in_length_and_begin():
+    torch._dynamo.reset()
+    scheduler, counter = TableauScheduler(**SD, solver="unipc-3"), CompileCounter()
+    step = torch.compile(scheduler.step, fullgraph=True, backend=counter)
+    for steps, begin in ((8, 0), (9, 0), (10, 3), (12, 5), (15, 0), (20, 1)):
+        scheduler.set_timesteps(steps)
+        scheduler.set_begin_index(begin)
+        x = start(scheduler)
+        for t in scheduler.timesteps[begin:]:
+            x = step(0.5 * x.sin(), t, x, return_dict=False)[0]
+        assert x.isfinite().all()
+    assert counter.frame_count <= 5

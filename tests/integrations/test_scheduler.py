@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep import TableauScheduler, samplers
+from fewstep.integrations.families import FAMILIES
 
 from .peers import SD, finish, network, start
 
@@ -112,3 +113,28 @@ def test_add_noise_before_any_run_is_that_of_training():
     torch.testing.assert_close(
         ours.get_velocity(x0, noise, t), theirs.get_velocity(x0, noise, t), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_levels_of_training_are_those_that_the_labels_name(kind):
+    """Before any run `timesteps`, `sigmas` and `add_noise` speak of the same levels."""
+    scheduler = TableauScheduler(like=kind)
+    assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1
+    t = scheduler.timesteps[[5, 300, -1]]
+    x0, noise = torch.zeros(3, 1), torch.ones(3, 1)
+    sigma = scheduler.add_noise(x0, noise, t).flatten()
+    alpha = scheduler.add_noise(noise, x0, t).flatten()
+    said = scheduler.sigmas[[5, 300, -2]]
+    ratio = sigma if kind.startswith("FlowMatch") else sigma / alpha
+    torch.testing.assert_close(ratio, said, rtol=2e-3, atol=1e-6)
+
+
+def test_a_time_that_comes_twice_is_the_same_for_steps_and_noise():
+    scheduler = TableauScheduler(**SD, use_karras_sigmas=True)
+    scheduler.set_timesteps(60)
+    twice = next(i for i in range(59) if scheduler.timesteps[i] == scheduler.timesteps[i + 1])
+    t = float(scheduler.timesteps[twice])
+    assert scheduler.index_for_timestep(t) == twice + 1
+    noised = scheduler.add_noise(torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([t]))
+    sigma = scheduler.sigmas[twice + 1]
+    torch.testing.assert_close(noised[0, 0], sigma / (1 + sigma**2).sqrt())

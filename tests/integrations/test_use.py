@@ -108,6 +108,28 @@ def test_tables(tmp_path):
     assert torch.equal(results[0], results[2])
     named = fewstep.use(pipe, "ab-3", spacing="lam", verbose=False)
     torch.testing.assert_close(results[0], calls(named, 5)[1], rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="tables for 5 steps, not 6"):
+    with pytest.raises(ValueError, match="tables of 5 evaluations, not 6"):
         calls(fewstep.use(pipe, table, verbose=False), 6)
     assert calls(fewstep.use(pipe, table, nfe=5, verbose=False), 50)[0] == 5
+    held = {"5": table.to_dict(), "7": table.to_dict()}
+    assert calls(fewstep.use(pipe, held, nfe=6, verbose=False), 50)[0] == 5
+    with pytest.raises(ValueError, match="the tableau under 7 has 5 rows"):
+        calls(fewstep.use(pipe, held, verbose=False), 7)
+    with pytest.raises(ValueError, match="nodes of its own"):
+        calls(fewstep.use(pipe, table, verbose=False), None, sigmas=[9.0, 3.0, 2.0, 1.0, 0.5])
+
+
+def test_what_is_printed_is_true(capsys):
+    pipe = pipeline("DPMSolverMultistepScheduler", **SD, use_karras_sigmas=True)
+    fewstep.use(pipe, "unipc-3")
+    said = capsys.readouterr().out
+    assert "karras" in said
+    assert "linspace" not in said
+
+
+def test_what_was_said_before_stays():
+    own = fewstep.TableauScheduler(**SD, spacing="karras", solver="ddim", nfe=6)
+    pipe = SimpleNamespace(scheduler=own)
+    scheduler = fewstep.use(pipe, "unipc-3", verbose=False)
+    assert (scheduler.config["spacing"], scheduler.config["nfe"]) == ("karras", 6)
+    assert fewstep.restore(pipe) is own

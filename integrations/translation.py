@@ -1,0 +1,101 @@
+"""From the config of any scheduler class, of diffusers or of ours, to the arguments of ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from .families import FAMILIES, defaults
+from .keys import OWN_KEYS, UNSET, own_names, replaced_keys
+from .nodes import replaces_method
+
+
+def merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a scheduler from a config of any class, `overrides` on top."""
+    given = own_keys(config) if is_own(config) else translated(config, overrides.get("like"))
+    # What replaces a method or the nodes replaces what the config said about them.
+    dropped = set(replaced_keys(overrides))
+    if replaces_method(overrides):
+        dropped |= {"solver", "tableau", "compat"}
+    if overrides.get("tableau") is not None:
+        dropped |= {"spacing", "spacing_options"}
+    for name in ("solver", "spacing"):
+        # Options belong to the name that they were given with.
+        dropped |= {f"{name}_options"} if name in overrides else set()
+    kept = {key: value for key, value in given.items() if key not in dropped}
+    return {**kept, **overrides}
+
+
+def is_own(config: Mapping[str, Any]) -> bool:
+    """Whether a config is one of ours, not one of a class that carries ours along as unknown keys.
+
+    One that was not saved does not say so, but then has keys that ours has not.
+    """
+    if "like" not in config or config.get("_class_name") in FAMILIES:
+        return False
+    private = [key for key in config if key.startswith("_")]
+    return set(config) <= {*own_names(config["like"]), *private}
+
+
+def own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config of ours that were set."""
+    known = own_names(config["like"]) - set(config.get(UNSET, ()))
+    return {key: value for key, value in config.items() if key in known}
+
+
+def translated(config: Mapping[str, Any], like: str | None) -> dict[str, Any]:
+    """The keys of another class's config, and that class, or the one in `like`, under `like`."""
+    found = recognised(config)
+    if not found and like is None:
+        raise ValueError(
+            f"this config is of no scheduler class that is known ({config.get('_class_name')}); "
+            f"name one with like=, one of {', '.join(FAMILIES)}"
+        )
+    if len(found) > 1 and like is None:
+        warnings.warn(
+            f"this config may be of {' or '.join(found)}; taking the first. Say which with like=",
+            stacklevel=4,
+        )
+    target = like or found[0]
+    if target not in FAMILIES:
+        # Said by whoever checks `like`.
+        return {"like": target}
+    source = found[0] if found and target not in found else target
+    if FAMILIES[source].law != FAMILIES[target].law:
+        return {"like": target, **of_another_law(config, source, target)}
+    known = own_names(target) if source != target else set(defaults(target))
+    unset = set(config.get(UNSET, ()))
+    said = {key: value for key, value in config.items() if key in known - set(OWN_KEYS)}
+    if source != target:
+        said = {key: value for key, value in said.items() if key not in unset}
+    return {"like": target, **said}
+
+
+def of_another_law(config: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
+    """The keys of a flow's config for a class of both worlds; ValueError for other pairs."""
+    if FAMILIES[source].law != "flow" or FAMILIES[target].law != "table":
+        raise ValueError(
+            f"the noise levels in a config of {source} are not of the kind that {target} has; "
+            f"leave out like="
+        )
+    known = own_names(target) - set(OWN_KEYS)
+    said = {key: value for key, value in config.items() if key in known}
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return {**said, **flow, "flow_shift": config.get("shift", 1.0)}
+
+
+def recognised(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config may be of: the one it names, or those with these very keys.
+
+    One that was made from a config of ours carries our keys along, and with them those of the class
+    in `like`: then the classes that explain what is left.
+    """
+    name = str(config.get("_class_name", ""))
+    if name in FAMILIES:
+        return [name]
+    keys = {key for key in config if not key.startswith("_")}
+    if config.get("like") not in FAMILIES:
+        return [family for family in FAMILIES if keys == set(defaults(family))]
+    foreign = keys - own_names(config["like"])
+    return [family for family in FAMILIES if foreign <= set(defaults(family)) <= keys]
