@@ -197,15 +197,16 @@ def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
     if request.sigmas is not None:
         given = np.asarray(request.sigmas, dtype=np.float64)
         return placed(law, closed(given, 0.0) if end == "zero" else given, label)
+    if label is not None and spacing is not None:
+        raise ValueError(f"timesteps cannot be given with {spacing}: it places the nodes itself")
     even = config.get("interpolation_type") == "log_linear"
-    if label is not None and (spacing is not None or even):
-        rule = spacing or "interpolation_type='log_linear'"
-        raise ValueError(f"timesteps cannot be given with {rule}: it places the nodes itself")
-    if even and spacing is None:
+    if even and spacing is None and label is None:
         nsr = spaced(SPACINGS["exponential"], table[-1], table[0], request.count, "min")
         return placed(law, nsr)
 
     def at(times: Float) -> Float:
+        if even:
+            return law.nsr(times)
         return np.interp(times, np.arange(len(table)), table)
 
     times = wanted_times(config, placement, law, request.count) if label is None else label[:-1]

@@ -274,8 +274,13 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     def model_outputs(self, outputs: list[Tensor]) -> None:
         self._memory.outputs = outputs
 
-    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """What the network is to be shown: the state, in the form that it was trained on."""
+    def scale_model_input(
+        self, sample: Tensor, timestep: float | Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """What the network is to be shown: the state, in the form that it was trained on.
+
+        Some callers hand in their generator, too, which says nothing here.
+        """
         line = self._next(timestep)
         scale = (line.uniform() if torch.compiler.is_compiling() else line.numbers).scale
         return sample if isinstance(scale, float) and scale == 1 else scaled(sample, scale)

@@ -30,12 +30,18 @@ def merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
 def is_own(config: Mapping[str, Any]) -> bool:
     """Whether a config is one of ours, not one of a class that carries ours along as unknown keys.
 
-    One that was not saved does not say so, but then has keys that ours has not.
+    One that was not saved does not say so. It counts as theirs if somebody set a key that ours has
+    not; until then it gives back what it was made from, as between classes of diffusers.
     """
     if "like" not in config or config.get("_class_name") in FAMILIES:
         return False
-    private = [key for key in config if key.startswith("_")]
-    return set(config) <= {*own_names(config["like"]), *private}
+    return not foreign_keys(config)
+
+
+def foreign_keys(config: Mapping[str, Any]) -> set[str]:
+    """The keys that somebody set and that a config of ours with this `like` has not."""
+    told = {key for key in config if not key.startswith("_")} - set(config.get(UNSET, ()))
+    return told - own_names(config["like"])
 
 
 def own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,5 +103,5 @@ def recognised(config: Mapping[str, Any]) -> list[str]:
     keys = {key for key in config if not key.startswith("_")}
     if config.get("like") not in FAMILIES:
         return [family for family in FAMILIES if keys == set(defaults(family))]
-    foreign = keys - own_names(config["like"])
+    foreign = foreign_keys(config)
     return [family for family in FAMILIES if foreign <= set(defaults(family)) <= keys]

@@ -59,6 +59,16 @@ def test_log_linear_nodes_of_euler_carry_the_times_of_their_levels():
     assert ((ours.sigmas[:-1] / near).log().abs() < 0.02).all()
 
 
+def test_timesteps_count_more_than_a_rule_for_them():
+    scheduler = TableauScheduler(
+        **SD, like="EulerDiscreteScheduler", interpolation_type="log_linear"
+    )
+    scheduler.set_timesteps(timesteps=[900, 500, 3])
+    assert scheduler.timesteps.tolist() == [900, 500, 3]
+    alpha2 = scheduler.alphas_cumprod[[900, 500, 3]]
+    torch.testing.assert_close(scheduler.sigmas[:-1], ((1 - alpha2) / alpha2).sqrt())
+
+
 def test_dynamic_shifting_takes_mu():
     scheduler = TableauScheduler(
         like="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True, shift=3.0
