@@ -30,27 +30,22 @@ class Memory:
         """The state of `line` when a pipeline hands in x, in the dtype of states.
 
         Inside a step it is our own, whatever was done to the sample. Between steps it is our own
-        where x is what that became in the dtype of the pipeline, and x where it was changed.
+        where x is what that became in the dtype of the pipeline, and x where it was changed. Raises
+        ValueError if x is not shaped as what is remembered.
         """
+        if self.outputs and self.outputs[-1].shape != x.shape:
+            raise ValueError(
+                f"the state is {tuple(x.shape)}, in the step before it was "
+                f"{tuple(self.outputs[-1].shape)}: call set_timesteps between runs"
+            )
         if self.state is None or self.state.shape != x.shape:
             return x
         if line.inside:
             return self.state
         return torch.where(self.state.to(self.rounded).to(x.dtype) == x, self.state, x)
 
-    def check(self, x: Tensor) -> None:
-        """ValueError if x is not shaped as what is remembered."""
-        for held in (*self.outputs[-1:], *self.noises[-1:]):
-            if held.shape != x.shape:
-                raise ValueError(
-                    f"the state is {tuple(x.shape)}, in the step before it was "
-                    f"{tuple(held.shape)}: call set_timesteps between runs"
-                )
-
-    def at_hand(self, line: Line, x: Tensor, compiling: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Outputs and noises for `line`; a compiled step has as many at every line."""
-        if not compiling:
-            return self.outputs.copy(), self.noises.copy()
+    def padded(self, line: Line, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """As many outputs and noises as any line needs: for compiled steps, which are all alike."""
         return (
             padded(self.outputs, line.window, x),
             padded(self.noises, line.noise_window, x),

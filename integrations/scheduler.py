@@ -302,7 +302,10 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `set_begin_index` did not. Returns a `TableauSchedulerOutput`, or (prev_sample,) without
         `return_dict`.
         """
-        line, memory, run = self._next(timestep), self._memory, self._run
+        line, memory, run = self._next(timestep), self._memory, self._plan
+        assert run is not None
+        # Given up before anything is made, which then lands in memory that is still in cache.
+        self._before = None
         # Compiled, one graph serves all lines: their numbers are tensors, and all hold as much.
         compiling = torch.compiler.is_compiling()
         numbers = line.uniform() if compiling else line.numbers
@@ -310,8 +313,10 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         out = model_output if model_output.dtype == x.dtype else model_output.to(x.dtype)
         if out.shape != x.shape:
             out = without_variance(out, x)
-        memory.check(x)
-        outputs, noises = memory.at_hand(line, x, compiling)
+        outputs, noises = memory.outputs, memory.noises
+        if compiling:
+            outputs, noises = memory.padded(line, x)
+        state = memory.goes_on_from(x, line)
         x0 = None
         if run.clip is not None:
             x0 = run.clip(mix(x, numbers.a, out, numbers.b))
@@ -321,8 +326,9 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
                 if x0 is None
                 else mix(x, numbers.clipped_x, x0, numbers.clipped_x0)
             )
-            # What is kept is ours: a network may write its next output into the same tensor.
-            outputs.append(m.clone() if m is model_output or m is x0 else m)
+            # What is kept is ours: a captured network writes its next output into the same tensor.
+            ours = m is not x0 and (m is not model_output or x.device.type == "cpu")
+            outputs = [*outputs, m if ours else m.clone()]
         if line.draws:
             z = variance_noise
             if z is None:
@@ -330,8 +336,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             if z.shape != x.shape:
                 raise ValueError(f"variance_noise is {tuple(z.shape)}, the state {tuple(x.shape)}")
             if line.adds:
-                noises.append(z.to(x.dtype))
-        prev = combine(numbers, memory.goes_on_from(x, line), outputs, noises)
+                noises = [*noises, z.to(x.dtype)]
+        prev = combine(numbers, state, outputs, noises)
         if x0 is not None and run.residual:
             removed = mix(x, numbers.a, out, numbers.b) - x0
             prev = accumulate(prev, removed, numbers.residual)
@@ -342,8 +348,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             returned = prev.clone()
         if not compiling:
             outputs, noises = newest(outputs, line.keep), newest(noises, line.keep_noise)
-        state = None if returned is prev else prev
-        self._memory = Memory(outputs, noises, state, returned.dtype)
+        kept = None if returned is prev else prev
+        self._memory = Memory(outputs, noises, kept, returned.dtype)
         self._line = line.next
         if not return_dict:
             return (returned,)

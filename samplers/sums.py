@@ -31,10 +31,13 @@ class Sum(Protocol):
 def combine(row: Sum, x: Tensor, outputs: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
     """carry x + sum weights m + sum noise z, as one new tensor."""
     total = scaled(x, row.carry)
-    for i, weight in row.weights:
-        total = accumulate(total, outputs[i], weight)
-    for i, weight in row.noise:
-        total = accumulate(total, noises[i], weight)
+    for terms, tensors in ((row.weights, outputs), (row.noise, noises)):
+        for i, weight in terms:
+            # In place where that costs no gradient: `total` is ours alone.
+            if isinstance(weight, float):
+                total.add_(tensors[i], alpha=weight)
+            else:
+                total = accumulate(total, tensors[i], weight)
     return total
 
 
