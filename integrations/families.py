@@ -13,7 +13,9 @@ import numpy as np
 
 from ..schedules.base import Float
 from . import methods
-from .nodes import Config, End, Law, Placement, Told, final_sigmas
+from .nodes import Told
+from .placement import End, Placement, final_sigmas
+from .request import Config, Law
 
 
 def quarter_log(sigma: Float) -> Float:

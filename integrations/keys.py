@@ -13,7 +13,8 @@ from ..samplers.diffusers_model import NAMES
 from ..schedules.spacing import RULES
 from ..schedules.spacing import named as named_spacing
 from .families import FAMILIES, all_defaults, defaults
-from .nodes import Law, replaces_method, sigma_spacing
+from .placement import sigma_spacing
+from .request import Law, replaces_method
 
 # Keys of our own, beside those of diffusers.
 OWN_KEYS = (

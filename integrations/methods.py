@@ -9,7 +9,7 @@ from .. import samplers
 from ..samplers import Tableau
 from ..samplers.dpm import Form, singlestep_orders
 from ..schedules import Grid
-from .nodes import Config
+from .request import Config
 
 # (config, grid of the steps that are left, steps taken before it) -> the table of those left.
 Method = Callable[[Config, Grid, int], Tableau]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,134 +13,18 @@ from ..samplers import from_diffusers_config
 from ..schedules import EDM, FlowMatching, Grid, Schedule, VPDiscrete
 from ..schedules.base import Float, alpha_sigma
 from ..schedules.spacing import SPACINGS, Spacing, discrete_times
-
-Config = Mapping[str, Any]
-
-# The kinds of noise levels: a table, a flow, sigmas of EDM, and the angles of IPNDM.
-Law = Literal["table", "flow", "edm", "ipndm"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `set_timesteps` is asked for: a number of steps, or the nodes themselves.
-
-    `mu` is the logarithm of a flow's shift (the shift itself if `time_shift_type` is "linear").
-    """
-
-    steps: int | None = None
-    sigmas: Sequence[float] | None = None
-    timesteps: Sequence[float] | None = None
-    mu: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps is None and self.sigmas is None and self.timesteps is None:
-            raise ValueError("set_timesteps: give num_inference_steps, sigmas or timesteps")
-        given = self.given
-        if min(given.values()) < 1:
-            raise ValueError(f"set_timesteps: at least 1 step is needed, got {given}")
-        if len(set(given.values())) > 1:
-            raise ValueError(f"set_timesteps: these ask for different numbers of steps: {given}")
-
-    @property
-    def given(self) -> dict[str, int]:
-        """What was given, and how many steps each asks for; a zero that closes sigmas is none."""
-        counts = {
-            "num_inference_steps": None if self.steps is None else int(self.steps),
-            "timesteps": None if self.timesteps is None else len(self.timesteps),
-            "sigmas": None if self.sigmas is None else len(open_ended(self.sigmas)),
-        }
-        return {name: count for name, count in counts.items() if count is not None}
-
-    @property
-    def count(self) -> int:
-        """The number of steps."""
-        return next(iter(self.given.values()))
-
-    def is_open(self, law: Law) -> bool:
-        """Whether nobody chose the nodes: flow pipelines pass an even ramp from 1 to 1 / n then."""
-        if law != "flow" or self.timesteps is not None:
-            return self.sigmas is None and self.timesteps is None
-        n = self.count
-        return self.sigmas is None or bool(
-            np.allclose(open_ended(self.sigmas), np.linspace(1, 1 / n, n))
-        )
-
-    def refuse(self, who: str, *names: str) -> None:
-        """Raise ValueError if nodes are given by one of `names`, which `who` has no use for."""
-        for name in names:
-            if getattr(self, name) is not None:
-                raise ValueError(f"set_timesteps: {who} places its nodes itself, without {name}")
-
-
-def open_ended(sigmas: Sequence[float]) -> Sequence[float]:
-    """Sigmas without the zero that may close them."""
-    return sigmas[:-1] if len(sigmas) and sigmas[-1] == 0 else sigmas
-
-
-def replaces_method(config: Config) -> bool:
-    """Whether a named solver or a table takes the place of what a class does."""
-    return config.get("solver") is not None or config.get("tableau") is not None
-
-
-# Where a run ends: in clean data; at the smallest level, which is then the last of the nodes that
-# a spacing places; or at the first level of the table, and in clean data if that is taken already.
-End = Literal["zero", "min", "first"]
-
-
-def final_sigmas(config: Config) -> End:
-    """The end that `final_sigmas_type` asks for."""
-    return "min" if config.get("final_sigmas_type") == "sigma_min" else "zero"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How a class of diffusers places its nodes, where its config leaves that open.
-
-    `ahead`: rules in time place one point more and drop the cleanest. `whole`: they round times.
-    `within`: sigma spacings run between the ends of those times, not of the whole table. `rounded`:
-    the sigma spacings whose times are rounded, `unless_cosine`: but for the cosine schedule.
-    `floor`: alpha^2 of a noisiest level that should be zero. `flow_ends`: the first and the last
-    flow time, in units of 1 / T from 1 and from 0; `flow_max` bounds them after the shift.
-    """
-
-    ahead: bool = False
-    whole: bool = True
-    within: bool = False
-    rounded: tuple[str, ...] = ()
-    unless_cosine: bool = False
-    floor: float = 0.0
-    end: Callable[[Config], End] = final_sigmas
-    flow_ends: tuple[int, int] = (0, 1)
-    flow_max: float = 1.0
-
-
-# Sigma spacings by the key of a config that asks for them, in the order in which they win. Lu's is
-# uniform in lam, which is what exponential means.
-SIGMA_SPACINGS: dict[str, Spacing] = {
-    "use_karras_sigmas": SPACINGS["karras"],
-    "use_lu_lambdas": SPACINGS["exponential"],
-    "use_exponential_sigmas": SPACINGS["exponential"],
-    "use_beta_sigmas": SPACINGS["beta"],
-}
-
-
-def end_of(config: Config, placement: Placement) -> End:
-    """Where a run of a config ends."""
-    return final_sigmas(config) if "final_sigmas_type" in config else placement.end(config)
-
-
-def sigma_spacing(config: Config) -> str | None:
-    """The key of the sigma spacing that a config asks for; ValueError if it asks for two."""
-    asked = [key for key in SIGMA_SPACINGS if config.get(key)]
-    if len(asked) > 1:
-        raise ValueError(f"only one of {' and '.join(asked)} can be used")
-    return asked[0] if asked else None
-
-
-def sigma_ends(config: Config, high: float, low: float) -> tuple[float, float]:
-    """The ends of a sigma spacing: those of the config, or else high and low."""
-    return config.get("sigma_max") or high, config.get("sigma_min") or low
-
+from .placement import (
+    SIGMA_SPACINGS,
+    Placement,
+    closed,
+    end_of,
+    final_sigmas,
+    sigma_ends,
+    sigma_spacing,
+    single,
+    spaced,
+)
+from .request import Config, Request, open_ended, replaces_method
 
 BETA_KEYS = (
     "beta_schedule",
@@ -224,18 +108,6 @@ def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
     return placed(law, grid.nsr, np.round(grid.label))
 
 
-def spaced(rule: Spacing, high: float, low: float, n: int, end: End) -> Float:
-    """n + 1 values of a rule: from high to low and then zero, or all of them from high to low."""
-    return rule.place(high, low, n + 1) if end == "min" else np.append(rule.place(high, low, n), 0)
-
-
-def closed(nsr: Float, last: float) -> Float:
-    """Append the last node: `last`, or clean data if that would repeat the node before."""
-    if nsr[-1] == 0:
-        return nsr
-    return np.append(nsr, last if last < nsr[-1] else 0.0)
-
-
 def wanted_times(config: Config, placement: Placement, law: VPDiscrete, n: int) -> Float:
     """The n times of the rule of a config, noisiest first.
 
@@ -259,11 +131,6 @@ def placed(law: VPDiscrete, nsr: Float, label: Float | None = None) -> Grid:
         lam = -np.log(single(nsr))
     time = law.time(np.where(np.isposinf(lam), lam, lam.clip(*law.lam([law.t_max, law.t_min]))))
     return Grid(time, *alpha_sigma(lam, "vp"), lam, time if label is None else label, schedule=law)
-
-
-def single(sigmas: Float) -> Float:
-    """The nearest float32 values: a pipeline that reads `sigmas` reads the very nodes."""
-    return sigmas.astype(np.float32).astype(np.float64)
 
 
 def flow_shift(config: Config, mu: float | None) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from ..samplers import Tableau
 from .families import FAMILIES
 from .keys import NODE_KEYS, replaced_keys
-from .nodes import sigma_spacing
+from .placement import sigma_spacing
 from .plan import held_tables
 from .scheduler import TableauScheduler
 

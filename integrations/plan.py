@@ -20,24 +20,20 @@ from ..schedules import EDM, FlowMatching, Grid, Schedule, grid
 from ..schedules.base import Float, Form
 from .families import FAMILIES, Family, defaults, law_of
 from .nodes import (
-    Config,
-    Law,
-    Request,
     at_levels,
     edm_nodes,
-    final_sigmas,
     flow_nodes,
     flow_shift,
     ipndm_nodes,
     levels,
     placed,
     relabelled,
-    replaces_method,
-    sigma_ends,
     table_nodes,
 )
+from .placement import final_sigmas, sigma_ends
 from .program import Line, program
 from .reading import Reading, clipping, reading
+from .request import Config, Law, Request, replaces_method
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,9 +50,10 @@ class Line:
 
     `calls` says whether its output is used, `draws` whether the generator is asked and `adds`
     whether that noise is used; `inside` and `leads_inside` whether it starts and ends inside a step
-    of two evaluations. Lines behind need the newest `keep` and `keep_noise`, and `window` and
-    `noise_window` are the most that any line of the run sums. `vector` holds `numbers` on the
-    device, with all terms of the window. `home` makes the lines of this run.
+    of two evaluations; `residual` whether what was clipped from x0 stays in the state. Lines behind
+    need the newest `keep` and `keep_noise`, and `window` and `noise_window` are the most that any
+    line of the run sums. `vector` holds `numbers` on the device, with all terms of the window.
+    `home` makes the lines of this run.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Line:
     adds: bool
     inside: bool
     leads_inside: bool
+    residual: bool
     keep: int
     keep_noise: int
     window: int
@@ -179,6 +181,7 @@ def program(
             adds=adds,
             inside=bool(grid.stage[n]),
             leads_inside=bool(grid.stage[n + 1]),
+            residual=residual,
             keep=outputs.keep[n],
             keep_noise=noises.keep[n],
             window=window,

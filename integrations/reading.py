@@ -12,7 +12,7 @@ from torch import Tensor
 from ..samplers.basis import Basis, affine, preconditioning
 from ..samplers.diffusers_model import NAMES
 from .families import FAMILIES
-from .nodes import Config, Law
+from .request import Config, Law
 
 
 class Reading(NamedTuple):

@@ -12,23 +12,18 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..samplers.denoiser import without_variance
-from ..samplers.sums import accumulate, combine, mix, scaled
-from ..schedules import Grid
-from ..schedules.base import Float
+from ..samplers.sums import scaled
 from .keys import OWN_KEYS, UNSET, resolved, with_all_keys
-from .memory import WIDE, Memory, newest
-from .nodes import Request
+from .memory import Memory
+from .noising import levels_of, lookup
 from .plan import Plan, make_plan
 from .program import End, Line
-from .training import starting_scale, table_of_alphas, training_levels, training_nodes
+from .request import Request
+from .stepping import Generators, denoised, take
+from .training import starting_scale, table_of_alphas, training_nodes
 from .translation import merged
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -302,60 +297,17 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `set_begin_index` did not. Returns a `TableauSchedulerOutput`, or (prev_sample,) without
         `return_dict`.
         """
-        line, memory, run = self._next(timestep), self._memory, self._plan
-        assert run is not None
+        line, memory = self._next(timestep), self._memory
         # Given up before anything is made, which then lands in memory that is still in cache.
         self._before = None
-        # Compiled, one graph serves all lines: their numbers are tensors, and all hold as much.
-        compiling = torch.compiler.is_compiling()
-        numbers = line.uniform() if compiling else line.numbers
-        x = sample if sample.dtype in WIDE else sample.float()
-        out = model_output if model_output.dtype == x.dtype else model_output.to(x.dtype)
-        if out.shape != x.shape:
-            out = without_variance(out, x)
-        outputs, noises = memory.outputs, memory.noises
-        if compiling:
-            outputs, noises = memory.padded(line, x)
-        state = memory.goes_on_from(x, line)
-        x0 = None
-        if run.clip is not None:
-            x0 = run.clip(mix(x, numbers.a, out, numbers.b))
-        if line.calls:
-            m = (
-                mix(x, numbers.of_x, out, numbers.of_out)
-                if x0 is None
-                else mix(x, numbers.clipped_x, x0, numbers.clipped_x0)
-            )
-            # What is kept is ours: a captured network writes its next output into the same tensor.
-            ours = m is not x0 and (m is not model_output or x.device.type == "cpu")
-            outputs = [*outputs, m if ours else m.clone()]
-        if line.draws:
-            z = variance_noise
-            if z is None:
-                z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            if z.shape != x.shape:
-                raise ValueError(f"variance_noise is {tuple(z.shape)}, the state {tuple(x.shape)}")
-            if line.adds:
-                noises = [*noises, z.to(x.dtype)]
-        prev = combine(numbers, state, outputs, noises)
-        if x0 is not None and run.residual:
-            removed = mix(x, numbers.a, out, numbers.b) - x0
-            prev = accumulate(prev, removed, numbers.residual)
-        returned = prev if prev.dtype == model_output.dtype else prev.to(model_output.dtype)
-        self._before = line, memory
-        if line.leads_inside and returned is prev:
-            # The pipeline may write into what it gets.
-            returned = prev.clone()
-        if not compiling:
-            outputs, noises = newest(outputs, line.keep), newest(noises, line.keep_noise)
-        kept = None if returned is prev else prev
-        self._memory = Memory(outputs, noises, kept, returned.dtype)
-        self._line = line.next
+        clip = self._run.clip
+        returned, self._memory = take(
+            line, memory, clip, model_output, sample, generator, variance_noise
+        )
+        self._before, self._line = (line, memory), line.next
         if not return_dict:
             return (returned,)
-        return TableauSchedulerOutput(
-            returned, mix(x, numbers.a, out, numbers.b) if x0 is None else x0
-        )
+        return TableauSchedulerOutput(returned, denoised(line, clip, model_output, sample))
 
     # --- noise on data ---------------------------------------------------------------------------
 
@@ -379,20 +331,12 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) [B, 1, ..] of timesteps, in float32 at least; see `add_noise`."""
-        labels = timesteps.detach().reshape(-1).double().cpu().numpy()
-        levels = np.stack(training_levels(self.config, labels))
-        if self._plan is not None:
-            grid = self._plan.table.grid
-            found, places = lookup(grid, labels)
-            if self._begin_index is not None:
-                row = self._begin_index if self.step_index is None else self.step_index
-                found, places = np.full(len(labels), True), np.full(len(labels), row)
-            levels = np.where(found, np.stack([grid.alpha, grid.sigma])[:, places], levels)
-        dtype = like.dtype if like.dtype in WIDE else torch.float32
-        shape = (2, -1, *[1] * (like.ndim - 1))
-        alpha, sigma = torch.from_numpy(levels).to(like.device, dtype).reshape(shape)
-        return alpha, sigma
+        """(alpha, sigma) of timesteps; see `add_noise`."""
+        grid = None if self._plan is None else self._plan.table.grid
+        row = self._begin_index
+        if row is not None and self.step_index is not None:
+            row = self.step_index
+        return levels_of(self.config, grid, row, timesteps, like)
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -411,13 +355,6 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
 
 # model_index.json records this name, and `import fewstep` is then all that loading needs.
 TableauScheduler.__module__ = __name__.split(".", maxsplit=1)[0]
-
-
-def lookup(grid: Grid, labels: Float) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which labels [B] are of nodes that a network is asked at, and of which: the second of two."""
-    same = labels.astype(np.float32)[:, None] == grid.label[:-1].astype(np.float32)
-    second = same & (same.cumsum(1) == 2)
-    return same.any(1), np.where(second.any(1), second.argmax(1), same.argmax(1))
 
 
 def floats(values: Any) -> list[float] | None:

@@ -6,15 +6,8 @@ import numpy as np
 
 from ..schedules.base import Float, alpha_sigma
 from .families import FAMILIES, law_of
-from .nodes import (
-    Config,
-    Request,
-    continuous,
-    edm_nodes,
-    ipndm_nodes,
-    level_ratios,
-    levels,
-)
+from .nodes import continuous, edm_nodes, ipndm_nodes, level_ratios, levels
+from .request import Config, Request
 
 
 def table_of_alphas(config: Config) -> Float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .families import FAMILIES, defaults
 from .keys import OWN_KEYS, UNSET, own_names, replaced_keys
-from .nodes import replaces_method
+from .request import replaces_method
 
 
 def merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
