@@ -86,6 +86,14 @@ def test_every_class_has_a_run_that_is_the_same(kind):
         assert check(Ask(kind, PLAIN.get(kind, {}), steps)) == "equal"
 
 
+def test_networks_of_inverted_sigmas():
+    """They count from data to noise, and point the other way."""
+    for steps in (4, 10):
+        assert check(Ask("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, steps)) == (
+            "equal"
+        )
+
+
 COMPAT = [
     Ask("DEISMultistepScheduler", {"use_karras_sigmas": True}, 8),
     Ask(

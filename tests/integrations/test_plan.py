@@ -74,3 +74,17 @@ def test_impossible_runs_are_refused():
         TableauScheduler.from_config({"poem": 1})
     with pytest.warns(UserWarning, match="KDPM2"):
         TableauScheduler.from_config(diffusers.KDPM2DiscreteScheduler().config)
+
+
+@pytest.mark.parametrize("begin", [1, 2, 3, 4])
+def test_a_warm_up_belongs_to_the_start(begin):
+    """PNDM takes its first step twice; a run that begins late is iPNDM on what is left."""
+    pndm = TableauScheduler(**SD, solver="pndm")
+    pndm.set_timesteps(4)
+    pndm.set_begin_index(begin)
+    x = start(pndm)
+    late = finish(pndm, x, begin)
+    rest = TableauScheduler(**SD, solver="ipndm-4")
+    # The first two rows are at the nodes of one step, and again at its end.
+    rest.set_timesteps(sigmas=pndm.sigmas[max(begin, 2) :].tolist())
+    torch.testing.assert_close(late, finish(rest, x), rtol=1e-4, atol=1e-4)

@@ -120,6 +120,7 @@ def test_levels_of_training_are_those_that_the_labels_name(kind):
     """Before any run `timesteps`, `sigmas` and `add_noise` speak of the same levels."""
     scheduler = TableauScheduler(like=kind)
     assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1
+    assert scheduler.sigmas[-1] == 0
     t = scheduler.timesteps[[5, 300, -1]]
     x0, noise = torch.zeros(3, 1), torch.ones(3, 1)
     sigma = scheduler.add_noise(x0, noise, t).flatten()

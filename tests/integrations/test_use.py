@@ -133,3 +133,10 @@ def test_what_was_said_before_stays():
     scheduler = fewstep.use(pipe, "unipc-3", verbose=False)
     assert (scheduler.config["spacing"], scheduler.config["nfe"]) == ("karras", 6)
     assert fewstep.restore(pipe) is own
+
+
+def test_sigmas_that_look_like_a_ramp_are_meant_where_they_are_no_flow():
+    pipe = pipeline("EulerDiscreteScheduler", **SD)
+    spaced = fewstep.use(pipe, "unipc-2", spacing="karras", verbose=False)
+    spaced.set_timesteps(sigmas=[1.0, 0.5])
+    assert spaced.sigmas.tolist() == pytest.approx([1.0, 0.5, 0.0])
