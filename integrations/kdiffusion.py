@@ -13,12 +13,10 @@ from tqdm.auto import tqdm
 from ..samplers import State, Tableau, advance, build, initial
 from ..schedules import FlowMatching, Grid
 from ..schedules.grid import Node
+from .methods import check_options
 
 Sample = Callable[..., Tensor]
 States = Literal["edm", "flow"]
-
-# Levels to try options on.
-PROBE = (14.6, 6.0, 2.5, 1.0, 0.0)
 
 
 def sampler(name: str | Tableau, *, states: States | None = None, **options: Any) -> Sample:
@@ -54,10 +52,9 @@ def sampler(name: str | Tableau, *, states: States | None = None, **options: Any
     if isinstance(name, Tableau):
         if options:
             raise ValueError(f"a table is what it is: {', '.join(options)} says nothing to it")
-    elif not any(isinstance(value, list | tuple) for value in options.values()):
-        # What is wrong with the options shows now, not at the first image. Lists are as long as a
-        # run.
-        build(name, Grid.from_sigmas(PROBE), **options)
+    else:
+        # Now, not at the first image.
+        check_options(name, options)
 
     @torch.no_grad()
     def sample(

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from .. import samplers
 from ..samplers.diffusers_model import NAMES
-from ..schedules.spacing import RULES
+from ..schedules.spacing import RULES, grid
 from ..schedules.spacing import named as named_spacing
 from .families import FAMILIES, all_defaults, defaults
+from .methods import check_options
 from .placement import sigma_spacing
 from .request import Law, replaces_method
 
@@ -48,6 +48,7 @@ METHOD_KEYS = frozenset(
         "variance_type",
         "skip_prk_steps",
         "stochastic_sampling",
+        "noise_sampler_seed",
     )
 )
 
@@ -114,6 +115,27 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compat": ("diffusers",),
 }
 
+# What it may be in one class, of those that share the key and not its values.
+DPM_TYPES = CHOICES["algorithm_type"][:4]
+CLASS_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "DPMSolverMultistepScheduler": {
+        "solver_type": ("midpoint", "heun"),
+        "algorithm_type": DPM_TYPES,
+    },
+    "DPMSolverSinglestepScheduler": {
+        "solver_type": ("midpoint", "heun"),
+        "algorithm_type": DPM_TYPES,
+    },
+    "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2")},
+    "DEISMultistepScheduler": {"solver_type": ("logrho",), "algorithm_type": ("deis",)},
+    "SASolverScheduler": {"algorithm_type": ("data_prediction", "noise_prediction")},
+    "EDMDPMSolverMultistepScheduler": {
+        "solver_type": ("midpoint", "heun"),
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    },
+    "CosineDPMSolverMultistepScheduler": {"solver_type": ("midpoint", "heun")},
+}
+
 # Both say how to step, or where.
 CONTRADICTIONS = (
     ("solver", "tableau"),
@@ -122,6 +144,9 @@ CONTRADICTIONS = (
     ("spacing", "tableau"),
     ("spacing", "compat"),
 )
+
+# What `schedules.grid` takes beside the number of steps and the spacing.
+SPACING_OPTIONS = set(inspect.signature(grid).parameters) - {"schedule", "nfe", "spacing"}
 
 # Keys that say nothing unless another is set, or one of several.
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -176,10 +201,13 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     check_values(own, given)
     replaced = replaced_keys(own)
     if clash := [key for key in given if key in replaced]:
-        chosen = [name for name in ("solver", "tableau", "spacing") if own[name] is not None]
+        what, names = ("how to step", ("solver", "tableau"))
+        if clash[0] in NODE_KEYS:
+            what, names = ("where the nodes are", ("spacing", "tableau"))
+        chosen = next(name for name in names if own[name] is not None)
         raise ValueError(
-            f"{', '.join(clash)}: these keys say what {' and '.join(chosen)} does, too; options go "
-            f"into solver_options and spacing_options"
+            f"{clash[0]} and {chosen} both say {what}: give one of them; options go into "
+            f"solver_options and spacing_options"
         )
     base = {key: value for key, value in defaults(like).items() if key not in replaced}
     config = {**own, **base, **given}
@@ -195,16 +223,22 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_values(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ValueError for values that are none of a key's, and own keys that contradict each other."""
+    choices = {**CHOICES, **CLASS_CHOICES.get(own["like"], {})}
     for key, value in {**own, **given}.items():
-        if value is not None and value not in CHOICES.get(key, (value,)):
-            raise ValueError(f"{key} must be one of {', '.join(CHOICES[key])}, got {value!r}")
+        if value is not None and value not in choices.get(key, (value,)):
+            raise ValueError(f"{key} must be one of {', '.join(choices[key])}, got {value!r}")
     nfe = own["nfe"]
     if nfe is not None and (type(nfe) is not int or nfe < 1):
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")
     if own["solver"] is not None:
-        samplers.solver(own["solver"])
+        check_options(own["solver"], own["solver_options"] or {})
     if own["spacing"] is not None:
         named_spacing(own["spacing"])
+    if unknown := set(own["spacing_options"] or {}) - SPACING_OPTIONS:
+        raise ValueError(
+            f"spacing_options: {', '.join(sorted(unknown))} is none of "
+            f"{', '.join(sorted(SPACING_OPTIONS))}"
+        )
     for one, other in CONTRADICTIONS:
         if own[one] is not None and own[other] is not None:
             raise ValueError(f"{one} and {other} contradict each other: give one of them")

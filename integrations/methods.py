@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import samplers
@@ -117,6 +118,27 @@ def pndm(config: Config, grid: Grid, begun: int) -> Tableau:
 def flow_euler(config: Config, grid: Grid, begun: int) -> Tableau:
     """Euler on a flow, or x0 with fresh noise at every step."""
     return samplers.lcm(grid) if config["stochastic_sampling"] else samplers.ddim(grid)
+
+
+# Levels to try options on.
+PROBE = Grid.from_sigmas((14.6, 6.0, 2.5, 1.0, 0.0))
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError for options that a solver has not, or has not with these values.
+
+    Lists are as long as a run, and tried there.
+    """
+    if any(isinstance(value, list | tuple) for value in options.values()):
+        return
+    try:
+        samplers.build(name, PROBE, **options)
+    except (TypeError, ValueError) as error:
+        known = list(inspect.signature(samplers.solver(name).builder).parameters)[1:]
+        raise ValueError(
+            f"{name} cannot be built with {dict(options)}: {error}; its options are "
+            f"{', '.join(known) or 'none'}"
+        ) from error
 
 
 def fixed(builder: Callable[..., Tableau], **options: Any) -> Method:

@@ -80,7 +80,7 @@ def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
         label = np.append(np.asarray(request.timesteps, dtype=np.float64), law.t_zero)
     if request.sigmas is not None:
         given = np.asarray(request.sigmas, dtype=np.float64)
-        return placed(law, closed(given, 0.0) if end == "zero" else given, label)
+        return placed(law, given if end == "min" else closed(given, 0.0), label)
     if label is not None and spacing is not None:
         raise ValueError(f"timesteps cannot be given with {spacing}: it places the nodes itself")
     even = config.get("interpolation_type") == "log_linear"
@@ -99,7 +99,9 @@ def level_nodes(config: Config, placement: Placement, request: Request) -> Grid:
         if end == "min" and label is None and at(times)[-1] == last:
             # One point more, and the last of them is where the run ends.
             times = wanted_times(config, replace(placement, ahead=True), law, request.count)
-        return placed(law, closed(at(times), last), np.append(times, law.t_zero))
+        nsr = closed(at(times), last)
+        # Heun asks at the end of a step that does not reach clean data.
+        return placed(law, nsr, np.append(times, law.t_min if nsr[-1] else law.t_zero))
     high, low = sigma_ends(config, *(at(times[[0, -1]]) if placement.within else table[[-1, 0]]))
     grid = placed(law, spaced(SIGMA_SPACINGS[spacing], high, low, request.count, end))
     cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
@@ -203,8 +205,9 @@ def edm_nodes(config: Config, request: Request, told: Told) -> Grid:
     """
     request.refuse("an EDM scheduler", "timesteps")
     high, low = config["sigma_max"], config["sigma_min"]
-    even = config["sigma_schedule"] == "exponential"
-    rule = SPACINGS["exponential"] if even else Spacing("nsr", rho=config["rho"])
+    # A named spacing or a table takes the place of these keys, and a request for others has none.
+    even = config.get("sigma_schedule") == "exponential"
+    rule = SPACINGS["exponential"] if even else Spacing("nsr", rho=config.get("rho", 7.0))
     if request.sigmas is None:
         sigma = spaced(rule, high, low, request.count, final_sigmas(config))
     else:

@@ -16,7 +16,7 @@ from .scheduler import TableauScheduler
 
 def use(
     pipe: Any,
-    solver: str | Tableau | Mapping[str, Any] | Path,
+    solver: str | Tableau | Path | Mapping[str, Any],
     *,
     spacing: str | None = None,
     nfe: int | None = None,
@@ -26,19 +26,20 @@ def use(
     """Give a diffusers pipeline another solver; returns the scheduler that it now has.
 
     The noise schedule, the prediction type and the nodes are those of the pipeline's own scheduler,
-    but for one thing: "leading" times, which leave out the noisiest levels where steps are few (Lin
-    et al. 2023), become "trailing". What was chosen is printed unless `verbose` is off.
+    where that places them rightly (docs/diffusers-differences.md). But "leading" times, which leave
+    out the noisiest levels where steps are few (Lin et al. 2023), become "trailing". What was
+    chosen is printed unless `verbose` is off.
 
     Parameters
     ----------
     solver
-        A name of `samplers.solvers()`; or a table, a mapping from numbers of evaluations to tables
-        as `Tableau.to_dict` writes them, or the path of a table.
+        A name of `samplers.solvers()`; or a table, the path of one (also as text that ends in
+        .json), or a mapping from numbers of evaluations to such.
     spacing
         A name of `schedules.SPACINGS` in place of the nodes.
     nfe
-        Network evaluations of a run, whatever number of steps the pipeline asks for. Text to image
-        only: pipelines that begin late count in the steps that they asked for.
+        Network evaluations of a run at most, whatever number of steps the pipeline asks for. Text
+        to image only: pipelines that begin late count in the steps that they asked for.
     keys
         Further keys of `TableauScheduler.from_config`, such as `solver_options` or `like`.
 
@@ -52,11 +53,12 @@ def use(
         raise ValueError(f"use: {type(pipe).__name__} has no scheduler to replace")
     original = getattr(own, "replaced", None) or own
     chosen = {**keys, **{k: v for k, v in (("spacing", spacing), ("nfe", nfe)) if v is not None}}
-    if isinstance(solver, str):
+    if isinstance(solver, str) and not solver.endswith(".json"):
         chosen["solver"] = solver
+    elif isinstance(solver, Mapping) and "weights" not in solver:
+        chosen["tableau"] = {str(rows): written(table) for rows, table in solver.items()}
     else:
-        table = Tableau.load(solver) if isinstance(solver, Path) else solver
-        chosen["tableau"] = table.to_dict() if isinstance(table, Tableau) else dict(table)
+        chosen["tableau"] = written(solver)
     leading = original.config.get("timestep_spacing") == "leading"
     if leading and "timestep_spacing" not in keys and not replaced_keys(chosen) & NODE_KEYS:
         chosen["timestep_spacing"] = "trailing"
@@ -70,6 +72,13 @@ def use(
     if verbose:
         print(description(scheduler))
     return scheduler
+
+
+def written(table: str | Tableau | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A table as a config holds it."""
+    if isinstance(table, str | Path):
+        table = Tableau.load(table)
+    return table.to_dict() if isinstance(table, Tableau) else dict(table)
 
 
 def restore(pipe: Any) -> Any:
@@ -92,7 +101,8 @@ def description(scheduler: TableauScheduler) -> str:
     nodes = config["spacing"] or rule or "its own nodes"
     if tables:
         nodes = f"tables of {', '.join(map(str, tables))} evaluations"
-    solver = config["solver"] or "searched or learned"
+    names = dict.fromkeys(str(table.get("name")) for table in tables.values())
+    solver = config["solver"] or ", ".join(names)
     kind = config.get("prediction_type", "flow_prediction")
-    held = f", {config['nfe']} network evaluations" if config["nfe"] else ""
+    held = f", at most {config['nfe']} network evaluations" if config["nfe"] else ""
     return f"fewstep: {solver} in place of {config['like']}, {nodes}, {kind}{held}"

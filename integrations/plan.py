@@ -34,6 +34,10 @@ from .placement import final_sigmas, sigma_ends
 from .program import Line, program
 from .reading import Reading, clipping, reading
 from .request import Config, Law, Request, replaces_method
+from .training import training_levels
+
+# Below this lam all is noise, and tables may name any level that is.
+NOISE = -6.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +181,9 @@ def make_plan(config: Config, request: Request, device: torch.device | str | Non
             raise ValueError(
                 f"set_timesteps was given {request.given}, and a table has nodes of its own"
             )
-        tail = chosen_table(config["tableau"], request.count).tail
+        table = chosen_table(config["tableau"], request.count)
+        check_levels(config, table)
+        tail = table.tail
         steps = tail(0).grid.nfe
     else:
         nodes = step_nodes(config, family, law, request)
@@ -291,11 +297,30 @@ def chosen_table(tableau: Mapping[str, Any], rows: int) -> Tableau:
     return table
 
 
+def check_levels(config: Config, table: Tableau) -> None:
+    """ValueError if the times that a table tells the network are of other levels in this config."""
+    lam = table.grid.lam[:-1]
+    alpha, sigma = training_levels(config, table.grid.label[:-1])
+    with np.errstate(divide="ignore"):
+        meant = np.log(alpha) - np.log(sigma)
+    wrong = ~(np.isclose(lam, meant, rtol=0.02, atol=0.1) | (lam < NOISE) & (meant < NOISE))
+    if wrong.any():
+        n = int(wrong.argmax())
+        raise ValueError(
+            f"tableau {table.name!r} was made for another noise schedule: its node {n} is at lam "
+            f"{lam[n]:.4g}, and the time {table.grid.label[n]:.6g} that the network is told there "
+            f"is at {meant[n]:.4g} in this one"
+        )
+
+
 def traced(config: Config, request: Request) -> Callable[[int], Tableau]:
     """What diffusers itself does, defects included: its class on unit impulses."""
     kind = getattr(diffusers, config["like"])
     # What they do to x0 is not linear; it is done here, before the table.
     off = {"thresholding": False, "clip_sample": False}
+    if str(config.get("variance_type")).startswith("learned"):
+        # What it learned is cut off here, too.
+        off["variance_type"] = False
     known = defaults(config["like"])
     original = kind(**{key: off.get(key, config[key]) for key in known if key in config})
     asked = {

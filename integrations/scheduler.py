@@ -15,6 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..samplers.sums import scaled
+from .families import defaults
 from .keys import OWN_KEYS, UNSET, resolved, with_all_keys
 from .memory import Memory
 from .noising import levels_of, lookup
@@ -88,6 +89,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
         self._plan: Plan | None = None
+        self._asked = 0
         # The line at which the run begins, the one that is next once it has begun, what is
         # remembered there, and the line and the memory before it.
         self._first: Line | None = None
@@ -140,7 +142,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         whole = plan.law == "table" and not plan.scaled and not (labels % 1).any()
         dtype = torch.int64 if whole else torch.float32
         self.timesteps = torch.tensor(labels, dtype=dtype, device=device)
-        self.num_inference_steps = plan.steps
+        self.num_inference_steps, self._asked = plan.steps, request.count
         self._begin_index = None
         self._first = plan.program(0)[0]
         self.restart()
@@ -204,12 +206,14 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         """Begin at this index of `timesteps` (image to image); the history starts there."""
         if self._plan is not None:
             rows = self._plan.table.grid.nfe
-            if not 0 <= begin_index < rows:
-                held = self.config["nfe"]
-                hint = f"; nfe holds it at {held}, ask the pipeline for as many" if held else ""
+            if begin_index and self._asked != self._plan.steps:
                 raise ValueError(
-                    f"the run has {rows} steps, it cannot begin at {begin_index}{hint}"
+                    f"the pipeline begins late, counting in the {self._asked} steps that it asked "
+                    f"for, and nfe={self.config['nfe']} holds the run at {self._plan.steps}: call "
+                    f"it with num_inference_steps={self._plan.steps}"
                 )
+            if not 0 <= begin_index < rows:
+                raise ValueError(f"the run has {rows} steps, it cannot begin at {begin_index}")
             self._first = self._plan.program(begin_index)[0]
         self._begin_index = begin_index
 
@@ -348,6 +352,12 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         """beta of the table of levels, float32: 1 - the ratio of neighbours in alpha^2."""
         product = table_of_alphas(self.config)
         return torch.from_numpy(1 - product / np.append(1.0, product[:-1])).float()
+
+    def __repr__(self) -> str:
+        usual = {**defaults(self.config["like"]), **dict.fromkeys(OWN_KEYS)}
+        said = [(k, repr(v)) for k, v in self.config.items() if k[0] != "_" and v != usual.get(k)]
+        short = [f"{key}={value if len(value) < 60 else '..'}" for key, value in said]
+        return f"TableauScheduler({', '.join(short)})"
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])

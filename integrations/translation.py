@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .families import FAMILIES, defaults
-from .keys import OWN_KEYS, UNSET, own_names, replaced_keys
+from .keys import CLASS_CHOICES, OWN_KEYS, UNSET, own_names, replaced_keys
 from .request import replaces_method
 
 
@@ -24,7 +24,20 @@ def merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
         # Options belong to the name that they were given with.
         dropped |= {f"{name}_options"} if name in overrides else set()
     kept = {key: value for key, value in given.items() if key not in dropped}
-    return {**kept, **overrides}
+    return {**fitted(kept), **overrides}
+
+
+def fitted(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with the default for values that only other classes have, as diffusers has it.
+
+    A config that went from class to class has such.
+    """
+    like = given.get("like", "")
+    choices = CLASS_CHOICES.get(like, {})
+    return {
+        key: value if value in choices.get(key, (value,)) else defaults(like)[key]
+        for key, value in given.items()
+    }
 
 
 def is_own(config: Mapping[str, Any]) -> bool:

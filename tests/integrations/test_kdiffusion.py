@@ -112,7 +112,7 @@ def test_a_table_of_ones_own():
 
 
 def test_options_are_checked_before_the_first_image():
-    with pytest.raises(TypeError, match="bogus"):
+    with pytest.raises(ValueError, match=r"bogus.*its options are order, variant"):
         sampler("unipc-3", bogus=1)
     with pytest.raises(ValueError, match="order says nothing"):
         sampler(samplers.build("ab-3", GRID), order=2)

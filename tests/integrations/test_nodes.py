@@ -85,3 +85,22 @@ def test_a_thousand_steps_repeat_no_node():
     scheduler = TableauScheduler(**SD)
     scheduler.set_timesteps(1000)
     assert (scheduler.sigmas.diff() < 0).all()
+
+
+def test_no_network_is_asked_at_a_time_below_zero():
+    """Heun asks at the end of its last step, where that is the first level and not clean data."""
+    for solver in ("heun", "heun-flow", "deis-rho-rk4"):
+        scheduler = TableauScheduler(
+            **SD, like="PNDMScheduler", set_alpha_to_one=False, solver=solver
+        )
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.min() == 0
+
+
+@pytest.mark.parametrize("kind", ["DDIM", "DEISMultistep", "EulerDiscrete", "DPMSolverMultistep"])
+def test_sigmas_that_are_given_run_on_to_clean_data(kind):
+    keys = {"set_alpha_to_one": False} if kind == "DDIM" else {}
+    scheduler = TableauScheduler(**SD, like=f"{kind}Scheduler", **keys)
+    scheduler.set_timesteps(sigmas=[14.0, 5.0, 1.0, 0.3])
+    assert scheduler.sigmas.tolist() == pytest.approx([14.0, 5.0, 1.0, 0.3, 0.0])
+    assert scheduler.num_inference_steps == 4

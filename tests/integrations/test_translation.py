@@ -61,3 +61,19 @@ def test_noise_levels_of_another_kind_are_refused(kind, like):
     config = getattr(diffusers, kind)().config
     with pytest.raises(ValueError, match=r"noise levels|x0 \+ sigma eps"):
         TableauScheduler.from_config(config, like=like)
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_of_theirs"),
+    [("DEISMultistepScheduler", "logrho"), ("DPMSolverMultistepScheduler", "midpoint")],
+)
+def test_values_of_another_class_mean_the_default(kind, type_of_theirs):
+    """Classes of diffusers write their own value into a config that comes along."""
+    ours = TableauScheduler(like="UniPCMultistepScheduler", **SD)
+    theirs = getattr(diffusers, kind).from_config(ours.config)
+    assert theirs.config["solver_type"] == type_of_theirs
+    back = TableauScheduler.from_config(theirs.config)
+    assert back.config["like"] == "UniPCMultistepScheduler"
+    assert back.config["solver_type"] == "bh2"
+    with pytest.raises(ValueError, match="solver_type must be one of bh1, bh2"):
+        TableauScheduler(like="UniPCMultistepScheduler", solver_type=type_of_theirs)

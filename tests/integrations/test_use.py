@@ -72,7 +72,7 @@ def test_nfe_holds_whatever_the_pipeline_asks_for(name, evaluations):
     steps = {"heun": 4}.get(name, 8)
     assert torch.equal(calls(free, steps)[1], x)
     held.set_timesteps(50)
-    with pytest.raises(ValueError, match="nfe holds it at 8"):
+    with pytest.raises(ValueError, match="nfe=8 holds the run at"):
         held.set_begin_index(25)
 
 
@@ -106,6 +106,8 @@ def test_tables(tmp_path):
     ]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+    for held in (str(tmp_path / "t.json"), {5: table}):
+        assert torch.equal(results[0], calls(fewstep.use(pipe, held, verbose=False), 5)[1])
     named = fewstep.use(pipe, "ab-3", spacing="lam", verbose=False)
     torch.testing.assert_close(results[0], calls(named, 5)[1], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="tables of 5 evaluations, not 6"):
@@ -140,3 +142,47 @@ def test_sigmas_that_look_like_a_ramp_are_meant_where_they_are_no_flow():
     spaced = fewstep.use(pipe, "unipc-2", spacing="karras", verbose=False)
     spaced.set_timesteps(sigmas=[1.0, 0.5])
     assert spaced.sigmas.tolist() == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_run_held_by_nfe_may_not_begin_late_in_other_steps():
+    """Its place among 20 steps is another one among 8."""
+    held = fewstep.use(pipeline(**SD), "unipc-3", nfe=8, verbose=False)
+    held.set_timesteps(20)
+    held.set_begin_index(0)
+    with pytest.raises(ValueError, match="call it with num_inference_steps=8"):
+        held.set_begin_index(5)
+    held.set_timesteps(8)
+    held.set_begin_index(5)
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("spacing", ["karras", "lam", "uniform"])
+def test_spacings_and_tables_of_edm_pipelines(kind, spacing):
+    pipe = pipeline(kind)
+    spaced = fewstep.use(pipe, "unipc-3", spacing=spacing, verbose=False)
+    grid = fewstep.grid(fewstep.schedules.EDM(), 5, spacing)
+    made, x = calls(spaced, 5)
+    torch.testing.assert_close(spaced.sigmas, torch.tensor(grid.sigma).float())
+    table = samplers.build("unipc-3", grid)
+    torch.testing.assert_close(calls(fewstep.use(pipe, table, verbose=False), made)[1], x)
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
+def test_a_table_of_another_model_is_refused(kind):
+    """Its times would name other levels to the network."""
+    schedule, _ = samplers.from_diffusers_config(SD)
+    table = samplers.build("ab-3", fewstep.grid(schedule, 5, "lam"))
+    with pytest.raises(ValueError, match="made for another noise schedule: its node"):
+        fewstep.use(pipeline(kind), table, verbose=False).set_timesteps(5)
+    other = {**SD, "beta_schedule": "squaredcos_cap_v2"}
+    with pytest.raises(ValueError, match="made for another noise schedule"):
+        fewstep.use(pipeline(**other), table, verbose=False).set_timesteps(5)
+
+
+def test_a_scheduler_says_in_a_line_what_was_set():
+    schedule, _ = samplers.from_diffusers_config(SD)
+    table = samplers.build("ab-3", fewstep.grid(schedule, 5, "lam"))
+    said = repr(fewstep.use(pipeline(**SD), table, verbose=False))
+    assert "beta_end=0.012" in said
+    assert "tableau=.." in said
+    assert len(said) < 400
