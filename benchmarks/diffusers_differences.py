@@ -335,8 +335,8 @@ def report() -> str:
     lines += ["", "And what is no error of a single run:", "", "| diffusers | fewstep |"]
     lines += ["| --- | --- |", *[f"| {there} | {here} |" for there, here in OTHERS], ""]
     lines += [
-        "diffusers' own tests of DPMSolver, UniPC, DEIS, SASolver, Heun, Euler and EDM classes, run "
-        "against `TableauScheduler` with the config of the class, pass but for these:",
+        "diffusers' own tests of DPMSolver, UniPC, DEIS, SASolver, Heun, Euler and EDM classes, "
+        "run against `TableauScheduler` with the config of the class, pass but for these:",
         "",
         "| tests of diffusers | why not |",
         "| --- | --- |",
