@@ -246,6 +246,20 @@ CASES: dict[str, Case] = {
             **SD_LIKE,
         ),
         Case(
+            "sd-controlnet-img2img",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            components.controlnet,
+            lambda: {**prompts(), **from_image(control_image=image())},
+            **SD_LIKE,
+        ),
+        Case(
+            "sd-controlnet-inpaint",
+            "StableDiffusionControlNetInpaintPipeline",
+            components.controlnet,
+            lambda: {**prompts(), **from_masked(control_image=image())},
+            **SD_LIKE,
+        ),
+        Case(
             "sdxl",
             "StableDiffusionXLPipeline",
             components.stable_diffusion_xl,

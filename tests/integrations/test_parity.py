@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 
+import diffusers
 import fewstep
+import numpy as np
 import pytest
 import torch
+from fewstep import samplers
 
-from .peers import COMPARED, Ask, asks, known_difference, run
+from .peers import BROWNIAN, COMPARED, Ask, asks, known_difference, run
 
 TOLERANCE = 1e-4
 
@@ -84,6 +87,21 @@ def test_every_class_has_a_run_that_is_the_same(kind):
     """But IPNDM, whose first evaluation is ignored there (see the compat test)."""
     for steps in (4, 10, 25):
         assert check(Ask(kind, PLAIN.get(kind, {}), steps)) == "equal"
+
+
+@pytest.mark.parametrize("kind", BROWNIAN)
+@pytest.mark.parametrize("steps", [2, 5, 10])
+def test_tables_of_classes_with_a_brownian_tree(kind, steps):
+    """Their noise cannot be drawn from here; what they make of it is read off."""
+    original = getattr(diffusers, kind)(**({"use_karras_sigmas": True} if "SDE" in kind else {}))
+    original.set_timesteps(steps)
+    theirs = samplers.trace(original).in_basis("x0").expanded()
+    ours = fewstep.TableauScheduler.from_config(original.config, like=kind)
+    ours.set_timesteps(steps)
+    table = ours._plan.table.in_basis("x0").expanded()
+    np.testing.assert_allclose(table.outputs[-1], theirs.outputs[-1], atol=1e-5)
+    largest = np.abs(theirs.noise).max()
+    np.testing.assert_allclose(table.noise, theirs.noise, atol=2e-5 * largest)
 
 
 def test_networks_of_inverted_sigmas():
