@@ -194,7 +194,10 @@ def show(
     solver: Annotated[str, typer.Argument(help="See `fewstep solvers`.")],
     nfe: Nfe = 8,
     schedule: Annotated[str, typer.Option(help=", ".join(SCHEDULES))] = "discrete",
-    spacing: Spacing = "lam",
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="As in `sample`; lam, or uniform where a law starts at pure noise."),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--out", help="Also draw the triangle: a PNG.")
     ] = None,
@@ -207,9 +210,9 @@ def show(
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
-    table = samplers.build_within(
-        solver, nfe, lambda steps: schedules.grid(SCHEDULES[schedule], steps, spacing)
-    )
+    law = SCHEDULES[schedule]
+    rule = spacing or ("lam" if law.lam(law.t_max) > -float("inf") else "uniform")
+    table = samplers.build_within(solver, nfe, lambda steps: schedules.grid(law, steps, rule))
     rows = tableau_rows(table)
     title = f"{table.name}: NFE {table.nfe}, outputs as {table.basis}"
     print_matrix(title, *rows)

@@ -184,13 +184,17 @@ def grid(
 
 
 def named(spacing: str) -> Spacing | str:
-    """The preset of that name, or the name of a rule of `RULES`; ValueError lists all names."""
-    if spacing in RULES:
-        return spacing
-    if spacing not in SPACINGS:
+    """The preset of that name in any case, or the name of a rule of `RULES`.
+
+    ValueError lists all names.
+    """
+    name = spacing.lower()
+    if name in RULES:
+        return name
+    if name not in SPACINGS:
         names = ", ".join([*SPACINGS, *RULES])
         raise ValueError(f"grid: unknown spacing {spacing!r}; choose one of {names}")
-    return SPACINGS[spacing]
+    return SPACINGS[name]
 
 
 Map = Callable[[Float], Float]

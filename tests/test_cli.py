@@ -77,6 +77,11 @@ def test_show_stays_within_the_nfe():
     assert "z[n]" in run("show", "ddpm", "--nfe", 3, "--schedule", "edm")
 
 
+@pytest.mark.parametrize("schedule", ["discrete", "edm", "flow"])
+def test_show_has_a_spacing_for_every_schedule(schedule):
+    assert "NFE 4" in run("show", "unipc-2", "--nfe", 4, "--schedule", schedule)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

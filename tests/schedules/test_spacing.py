@@ -246,3 +246,9 @@ def test_training_levels_of_stable_diffusion():
     law = VPDiscrete(STABLE_DIFFUSION)
     assert float(law.nsr(0)) == pytest.approx(0.0292, abs=1e-4)
     assert float(law.nsr(999)) == pytest.approx(14.6146, abs=1e-4)
+
+
+def test_names_are_read_in_any_case():
+    law = fewstep.schedules.VPLinear()
+    grids = [fewstep.grid(law, 4, name) for name in ("Karras", "karras")]
+    assert (grids[0].time == grids[1].time).all()
