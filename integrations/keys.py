@@ -13,7 +13,7 @@ from ..schedules.spacing import RULES, grid
 from ..schedules.spacing import named as named_spacing
 from .families import FAMILIES, all_defaults, defaults
 from .methods import check_options
-from .placement import sigma_spacing
+from .placement import SIGMA_SPACINGS, sigma_spacing
 from .request import Law, replaces_method
 
 # Keys of our own, beside those of diffusers.
@@ -53,21 +53,15 @@ METHOD_KEYS = frozenset(
 )
 
 # Keys that say where the nodes are; a named spacing or a table takes their place.
-NODE_KEYS = frozenset(
-    (
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "use_lu_lambdas",
-        "timestep_spacing",
-        "steps_offset",
-        "lambda_min_clipped",
-        "shift_terminal",
-        "interpolation_type",
-        "sigma_schedule",
-        "rho",
-    )
-)
+NODE_KEYS = frozenset(SIGMA_SPACINGS) | {
+    "timestep_spacing",
+    "steps_offset",
+    "lambda_min_clipped",
+    "shift_terminal",
+    "interpolation_type",
+    "sigma_schedule",
+    "rho",
+}
 
 # Keys with a meaning for every class of a law, whether diffusers gave it to that class or not.
 CLIPPING = {
@@ -78,7 +72,7 @@ CLIPPING = {
     "clip_sample_range",
 }
 ANY = CLIPPING | {"prediction_type", "final_sigmas_type"}
-SPACED = {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"}
+SPACED = set(SIGMA_SPACINGS)
 FLOWING = {"use_dynamic_shifting", "time_shift_type", "shift_terminal"}
 LAW_KEYS: dict[Law, frozenset[str]] = {
     "table": frozenset(

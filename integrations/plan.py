@@ -174,8 +174,7 @@ def make_plan(config: Config, request: Request, device: torch.device | str | Non
         request = held_to_nfe(config, law, request)
     form: Form = "edm" if family.scaled or law == "edm" else "flow" if law == "flow" else "vp"
     if config.get("compat") == "diffusers":
-        tail = traced(config, request)
-        steps = int((~tail(0).grid.stage[:-1]).sum())
+        tail, steps = traced(config, request), request.count
     elif config.get("tableau") is not None:
         if not request.is_open(law):
             raise ValueError(

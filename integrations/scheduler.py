@@ -205,12 +205,12 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this index of `timesteps` (image to image); the history starts there."""
         if self._plan is not None:
-            rows = self._plan.table.grid.nfe
-            if begin_index and self._asked != self._plan.steps:
+            rows, nfe = self._plan.table.grid.nfe, self.config["nfe"]
+            if begin_index and nfe is not None and self._asked != self._plan.steps:
                 raise ValueError(
                     f"the pipeline begins late, counting in the {self._asked} steps that it asked "
-                    f"for, and nfe={self.config['nfe']} holds the run at {self._plan.steps}: call "
-                    f"it with num_inference_steps={self._plan.steps}"
+                    f"for, and nfe={nfe} holds the run at {self._plan.steps}: call it with "
+                    f"num_inference_steps={self._plan.steps}"
                 )
             if not 0 <= begin_index < rows:
                 raise ValueError(f"the run has {rows} steps, it cannot begin at {begin_index}")

@@ -14,8 +14,6 @@ from .memory import WIDE, Memory, newest
 from .program import Line, Numbers
 
 Clip = Callable[[Tensor], Tensor]
-
-
 Generators = torch.Generator | list[torch.Generator] | None
 
 

@@ -114,6 +114,7 @@ def test_networks_of_inverted_sigmas():
 
 COMPAT = [
     Ask("DEISMultistepScheduler", {"use_karras_sigmas": True}, 8),
+    Ask("DEISMultistepScheduler", {"use_karras_sigmas": True}, 8, 3),
     Ask(
         "UniPCMultistepScheduler",
         {"use_beta_sigmas": True, "beta_schedule": "scaled_linear", "beta_end": 0.012},

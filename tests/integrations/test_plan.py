@@ -76,6 +76,14 @@ def test_impossible_runs_are_refused():
         TableauScheduler.from_config(diffusers.KDPM2DiscreteScheduler().config)
 
 
+def test_sigmas_whose_last_is_the_end_are_one_step_fewer():
+    scheduler = TableauScheduler(**SD, like="EulerDiscreteScheduler", final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(sigmas=[10.0, 5.0, 1.0, 0.3])
+    assert scheduler.num_inference_steps == len(scheduler.timesteps) == 3
+    scheduler.set_begin_index(1)
+    assert finish(scheduler, start(scheduler), 1).isfinite().all()
+
+
 @pytest.mark.parametrize("begin", [1, 2, 3, 4])
 def test_a_warm_up_belongs_to_the_start(begin):
     """PNDM takes its first step twice; a run that begins late is iPNDM on what is left."""
