@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..samplers.diffusers_model import NAMES
-from ..schedules.spacing import RULES, grid
+from ..schedules.spacing import grid
 from ..schedules.spacing import named as named_spacing
 from .families import FAMILIES, all_defaults, defaults
 from .methods import check_options
@@ -100,7 +100,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "noise_prediction",
     ),
     "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
-    "timestep_spacing": RULES,
+    "timestep_spacing": ("linspace", "leading", "trailing"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "time_shift_type": ("exponential", "linear"),
     "timestep_type": ("discrete", "continuous"),

@@ -69,8 +69,8 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
-# The spacings of discrete models, by their names in diffusers.
-RULES = ("linspace", "leading", "trailing")
+# The spacings of discrete models: three by their names in diffusers, and that of DDIM's authors.
+RULES = ("linspace", "leading", "trailing", "quad")
 
 
 def discrete_times(
@@ -79,11 +79,12 @@ def discrete_times(
     """The n timesteps of a rule of discrete models, noisiest first: whole numbers unless `exact`.
 
     linspace: round(linspace(0, total - 1, n)); leading: multiples of total // n, plus `offset`;
-    trailing: round(total - k total / n) - 1. With `multistep`, linspace and leading place n + 1
-    points and drop the cleanest, as the multistep classes of diffusers do (Lin et al. 2023, table
-    2).
+    trailing: round(total - k total / n) - 1; quad: linspace(0, sqrt(0.8 total), n)^2, the
+    quadratic sub-sequence of DDIM (Song et al. 2021, appendix D.2), never whole. With `multistep`,
+    linspace and leading place n + 1 points and drop the cleanest, as the multistep classes of
+    diffusers do (Lin et al. 2023, table 2).
     """
-    points = n + 1 if multistep and rule != "trailing" else n
+    points = n + 1 if multistep and rule in ("linspace", "leading") else n
     whole = np.positive if exact else np.round
     match rule:
         case "linspace":
@@ -95,6 +96,9 @@ def discrete_times(
         case "trailing":
             # As numpy sums it, which decides which way diffusers rounds a half.
             times = whole(np.arange(total, 0, -total / n)[:n]) - 1.0
+        case "quad":
+            # Theirs are cut to whole numbers, which from 30 points on makes time 0 come twice.
+            times = (np.linspace(0, np.sqrt(0.8 * total), max(points, 2)) ** 2)[::-1]
         case _:
             raise ValueError(f"timestep_spacing must be one of {', '.join(RULES)}, got {rule!r}")
     return times[:n]
@@ -122,8 +126,8 @@ def grid(
         A name, or a `Spacing`. In time: uniform, quadratic, power (`rho` sets the power). In
         lam: lam. In the noise-to-signal ratio nsr = sigma / alpha: karras (`rho`, 7), exponential,
         beta; on flow schedules and from pure noise, where nsr is infinite, these act on
-        nsr / (1 + nsr), the sigma of a flow. For VPDiscrete also linspace, leading (plus `offset`)
-        and trailing, with integer times; `multistep` as in `discrete_times`.
+        nsr / (1 + nsr), the sigma of a flow. For VPDiscrete also linspace, leading (plus `offset`),
+        trailing, with integer times, and quad; `multistep` as in `discrete_times`.
     end
         "zero": the last node is clean data. Spacings in time run on to it, the others place nfe
         nodes down to t_min and append it. "min": the last node is t_min.

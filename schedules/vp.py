@@ -24,6 +24,9 @@ def lam_from_log_alpha(log_alpha: Float) -> Float:
 class VPLinear(Schedule):
     """Linear beta(t) on t in [0, 1]: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
 
+    `beta_min` may be a little below zero, as where a law is fitted to given noise levels (see
+    `between`); the shortest times, below t_min, are then clean data.
+
     Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 33. The inverse is closed:
     with q = log(1 + e^(-2 lam)) and d = beta_max - beta_min,
     t = 2 q / (beta_min + sqrt(beta_min^2 + 2 d q)).
@@ -35,24 +38,42 @@ class VPLinear(Schedule):
     form: ClassVar[Form] = "vp"
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
-            raise ValueError(
-                f"VPLinear needs 0 < beta_min <= beta_max, not {self.beta_min}, {self.beta_max}"
-            )
         check_t_min(self.t_min, "VPLinear")
+        slope = self.beta_max - self.beta_min
+        # Noise there must be, and it must grow, from the first time on.
+        if slope < 0 or not (self.beta_min > 0 or self.beta_min > -self.t_min * slope / 2):
+            raise ValueError(
+                f"VPLinear needs noise that grows from t_min on, 0 < beta_min <= beta_max: not "
+                f"{self.beta_min}, {self.beta_max}"
+            )
+
+    @classmethod
+    def between(cls, nsr_min: float, nsr_max: float, t_min: float = 1e-3) -> VPLinear:
+        """The law whose sigma / alpha is `nsr_min` at `t_min` and `nsr_max` at 1.
+
+        q(t) = log(1 + nsr^2) = t^2 d / 2 + t beta_min with d = beta_max - beta_min, at both ends.
+        Karras et al. 2022 give EDM networks such a time, from 0.002 to 80.
+        """
+        low, high = np.log1p(nsr_min**2), np.log1p(nsr_max**2)
+        slope = 2 * (low / t_min - high) / (t_min - 1)
+        beta_min = high - slope / 2
+        return cls(float(beta_min), float(beta_min + slope), t_min)
 
     @override
     def lam(self, t: ArrayLike) -> Float:
         t = as_times(t, 0, 1, "VPLinear")
-        return lam_from_log_alpha(
-            -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
-        )
+        log_alpha = -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+        return lam_from_log_alpha(np.minimum(log_alpha, 0.0))
 
     @override
     def time(self, lam: ArrayLike) -> Float:
         q = softplus(-2 * np.asarray(lam, dtype=np.float64))
         slope = self.beta_max - self.beta_min
-        return 2 * q / (self.beta_min + np.sqrt(self.beta_min**2 + 2 * slope * q))
+        root = np.sqrt(self.beta_min**2 + 2 * slope * q)
+        # The form without cancellation.
+        if self.beta_min <= 0:
+            return (root - self.beta_min) / slope
+        return 2 * q / (self.beta_min + root)
 
     @override
     def label(self, t: ArrayLike) -> Float:

@@ -216,7 +216,8 @@ def test_discrete_law_names_the_level_it_lacks():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VPLinear(beta_min=0), "beta_min"),
+        (lambda: VPLinear(beta_min=-0.1), "beta_min"),
+        (lambda: VPLinear(beta_min=np.nan), "beta_min"),
         (lambda: VPLinear(beta_min=3, beta_max=2), "beta_min"),
         (lambda: VPLinear(t_min=0), "t_min"),
         (lambda: VPCosine(s=-1), "s >= 0"),
@@ -239,3 +240,16 @@ def test_discrete_law_names_the_level_it_lacks():
 def test_impossible_laws_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("t_min", [1e-3, 1e-5])
+def test_a_linear_law_between_two_levels(t_min):
+    law = VPLinear.between(0.002, 80, t_min)
+    t = np.geomspace(t_min, 1, 50)
+    # q(t) = log(1 + nsr^2) is a parabola through 0 and the two ends.
+    q = np.log1p(law.nsr(t) ** 2)
+    a, b = np.linalg.solve([[t_min**2, t_min], [1, 1]], np.log1p(np.array([0.002, 80]) ** 2))
+    np.testing.assert_allclose(q, a * t**2 + b * t, rtol=1e-8)
+    np.testing.assert_allclose(law.time(law.lam(t)), t, rtol=1e-9)
+    assert law.lam(0) == np.inf
+    np.testing.assert_allclose(law.nsr([t_min, 1]), [0.002, 80], rtol=1e-9)

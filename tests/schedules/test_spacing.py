@@ -252,3 +252,15 @@ def test_names_are_read_in_any_case():
     law = fewstep.schedules.VPLinear()
     grids = [fewstep.grid(law, 4, name) for name in ("Karras", "karras")]
     assert (grids[0].time == grids[1].time).all()
+
+
+def test_quad_is_the_sub_sequence_of_ddim():
+    """linspace(0, sqrt(0.8 T), S)^2, down to the first training level and then to clean data."""
+    law = VPDiscrete(fewstep.schedules.betas())
+    theirs = [int(s) for s in list(np.linspace(0, np.sqrt(1000 * 0.8), 10) ** 2)]
+    grid = fewstep.grid(law, 10, "quad")
+    assert np.floor(grid.time[:-1] + 1e-9).tolist() == [800, *theirs[-2::-1]]
+    assert grid.time[-2] == 0
+    assert grid.sigma[-1] == 0
+    for n in (1, 2, 20, 50, 100):
+        assert fewstep.grid(law, n, "quad").time[0] == pytest.approx(800)
