@@ -22,7 +22,7 @@ from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
-from .streams import noise
+from .streams import noise, random_labels
 from .tableau import Expanded, Tableau
 from .trace import trace
 from .unipc import unipc
@@ -61,6 +61,7 @@ __all__ = [
     "lcm",
     "noise",
     "pndm",
+    "random_labels",
     "rho_rk",
     "sa",
     "sample",

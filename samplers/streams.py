@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,19 +18,41 @@ def noise(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    source: torch.device | str = "cpu",
 ) -> Tensor:
     """The state at node 0, sigma[0] z: [len(seeds), *shape], one torch stream per sample.
 
-    Sample i is `torch.randn(shape)` of a CPU generator seeded with seeds[i] (mod 2^32, as EDM does
-    it), drawn in float32: it depends neither on the batch nor on the device.
+    Sample i is `torch.randn(shape)` of a generator seeded with seeds[i] (mod 2^32, as EDM does
+    it), drawn in float32: it does not depend on the batch. `source` is the device of the
+    generators. On "cpu" the noise is the same everywhere; on "cuda" it is that of EDM's own script.
     """
     draws = [
-        torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed) % 2**32))
-        for seed in seeds
+        torch.randn(tuple(shape), generator=generator, device=source)
+        for generator in generators(seeds, source)
     ]
     if not draws:
         return torch.empty((0, *shape), dtype=dtype, device=device)
     return torch.stack(draws).to(device=device, dtype=dtype) * float(grid.sigma[0])
+
+
+def random_labels(
+    classes: int, shape: Sequence[int], seeds: Sequence[int], source: torch.device | str = "cpu"
+) -> Tensor:
+    """A label below `classes` per seed, int64 [len(seeds)]: what its stream draws after `noise`.
+
+    As EDM's script draws them (Karras et al. 2022), latents first.
+    """
+    labels = []
+    for generator in generators(seeds, source):
+        torch.randn(tuple(shape), generator=generator, device=source)
+        labels.append(torch.randint(classes, (), generator=generator, device=source))
+    return torch.stack(labels).cpu() if labels else torch.empty(0, dtype=torch.long)
+
+
+def generators(seeds: Sequence[int], device: torch.device | str) -> Iterator[torch.Generator]:
+    """A torch generator for each seed (mod 2^32), in turn."""
+    for seed in seeds:
+        yield torch.Generator(device).manual_seed(int(seed) % 2**32)
 
 
 def standard_normal(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
