@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Samples in [-1, 1] as uint8: round(127.5 (x + 1)), clipped to 0..255.
+    """Samples in [-1, 1] as uint8: floor(127.5 x + 128), clipped to 0..255, as EDM's script.
 
     Raises ValueError naming the first sample that is not finite.
     """
@@ -26,7 +26,7 @@ def quantise(x: Tensor) -> Tensor:
         raise ValueError(
             f"{int(bad.sum())} of {len(x)} samples are not finite, first: {int(bad.int().argmax())}"
         )
-    return (x.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (x.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def dequantise(pixels: Tensor) -> Tensor:
@@ -47,6 +47,15 @@ def tile(pixels: Tensor, columns: int = 10, gap: int = 2, paper: int = 128) -> P
         )
         sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     return sheet[..., 0] if channels == 1 else sheet
+
+
+def save_image(pixels: Tensor, path: Path) -> None:
+    """Write one uint8 image [C, H, W] as PNG, atomically."""
+    values = pixels.cpu().numpy().transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    picture = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+    picture.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def save_grid(pixels: Tensor, path: Path, columns: int = 10, zoom: int = 2) -> None:

@@ -37,11 +37,16 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_arrays(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays and the key of what they were computed from as one npz file, atomically."""
     buffer = io.BytesIO()
     named: dict[str, Any] = {**arrays, "key": np.asarray(key)}
-    np.savez_compressed(buffer, **named)
+    np.savez(buffer, **named)
     write_atomically(path, buffer.getvalue())
 
 
@@ -49,8 +54,12 @@ def read_arrays(path: Path, key: str) -> dict[str, np.ndarray] | None:
     """The arrays in a file of `write_arrays`; None if absent, damaged or of another key."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            # numpy reads as far as an array's header says, and the checksum is at the end.
+            if file.zip.testzip() is not None:
+                return None
             arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    # RuntimeError: flipped bits that seem to say "encrypted", or "compressed in another way".
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     return arrays if str(arrays.pop("key", "")) == key else None
 
@@ -69,10 +78,16 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Digest of a network's names and numbers, wherever it came from."""
+def fingerprint(network: nn.Module, *more: Any) -> str:
+    """Digest of a network's names and numbers, wherever it came from, and of JSON values."""
     state = sorted(network.state_dict().items())
-    return digest(*(part for name, value in state for part in (name, value.detach().cpu().numpy())))
+    numbers = ((name, value.detach().cpu()) for name, value in state)
+    # numpy has no bfloat16; its bits, unlike its values, are not those of a float32.
+    arrays = (
+        (name, (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy())
+        for name, value in numbers
+    )
+    return digest(*(part for pair in arrays for part in pair), *more)
 
 
 def environment(device: torch.device) -> dict[str, str]:

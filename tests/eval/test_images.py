@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fewstep.eval import dequantise, quantise, save_grid
-from fewstep.eval.images import tile
+from fewstep.eval.images import dequantise, quantise, save_grid, tile
 from PIL import Image
 
 
@@ -13,6 +12,15 @@ def test_quantise_rounds_and_clips():
     assert quantise(x).flatten().tolist() == [0, 128, 255, 0, 255, 128]
     ramp = torch.linspace(-1, 1, 100001).view(-1, 1, 1, 1)
     assert abs((dequantise(quantise(ramp)) - ramp).mean()) * 127.5 < 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quantise_is_the_formula_of_edm(seed):
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(seed))
+    # Halves between two levels, where ways to round differ.
+    x[:1000] = (torch.arange(1000) % 256 - 128) / 127.5
+    expected = np.clip(x.numpy() * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(quantise(x.view(-1, 1, 1, 1)).flatten(), expected)
 
 
 def test_every_level_survives_a_round_trip():

@@ -39,6 +39,32 @@ def test_a_damaged_file_counts_as_absent(tmp_path, keep):
     assert store.read_arrays(path, "k") is None
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_never_changes_an_array(tmp_path, bit):
+    path = tmp_path / "a.npz"
+    arrays = {"x": np.arange(6.0).reshape(2, 3)}
+    store.write_arrays(path, "k", arrays)
+    content = path.read_bytes()
+    lost = 0
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        found = store.read_arrays(path, "k")
+        lost += found is None
+        if found is not None:
+            np.testing.assert_array_equal(found["x"], arrays["x"], strict=True)
+    assert lost > 0.5 * len(content)
+
+
+def test_a_shape_that_became_smaller_is_damage(tmp_path):
+    # numpy would read only so much, and never come to the checksum.
+    path = tmp_path / "a.npz"
+    store.write_arrays(path, "k", {"x": np.zeros((9000, 2))})
+    content = path.read_bytes()
+    assert content.count(b"(9000, 2)") == 1
+    path.write_bytes(content.replace(b"(9000, 2)", b"(1000, 2)"))
+    assert store.read_arrays(path, "k") is None
+
+
 def test_digest_tells_parts_apart():
     values = [
         store.digest("ab", "c"),
@@ -58,4 +84,14 @@ def test_fingerprint_sees_every_number():
     assert store.fingerprint(network) == before
     with torch.no_grad():
         network.bias[1] += 1e-6
+    assert store.fingerprint(network) != before
+
+
+def test_fingerprint_tells_bfloat16_from_the_same_numbers_in_float32():
+    network = torch.nn.Linear(3, 2).bfloat16()
+    before = store.fingerprint(network)
+    assert store.fingerprint(network) == before
+    assert store.fingerprint(network.float()) != before
+    with torch.no_grad():
+        network.bfloat16().weight[0, 0] *= 1.01
     assert store.fingerprint(network) != before
