@@ -1,0 +1,129 @@
+"""The settings that runs share: which model, which solver, which extractor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from .. import samplers
+from ..schedules import Grid, Schedule, VPLinear, grid
+
+# A misspelt key is an error.
+STRICT = ConfigDict(extra="forbid", frozen=True)
+# Where grids end: in clean data, or at the least noise that the network knows.
+End = Literal["zero", "min"]
+LABEL = r"^[\w.+-]*$"
+
+
+class SolverConfig(BaseModel):
+    """One curve of the plot: a solver with its options, and what else is its own.
+
+    `label` is its name in the report. `spacing`, `end` and `nfe` take the place of those of the
+    run, and `grid` are further options of `schedules.grid`. `law: vp` does it all in the time of
+    the linear variance-preserving law that begins and ends where the model does, as DEIS wants it
+    on EDM networks.
+    """
+
+    model_config = STRICT
+
+    name: str
+    label: str = Field(default="", pattern=LABEL)
+    spacing: str | None = None
+    end: End | None = None
+    nfe: tuple[PositiveInt, ...] = ()
+    law: Literal["vp"] | None = None
+    grid: dict[str, float] = {}
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_name(cls, value: Any) -> Any:
+        """Accept `ddim` for `{name: ddim}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+
+class ModelConfig(BaseModel):
+    """A model by name, folder, file or hub id (see `load_model`), and the real images it is after.
+
+    `data` are images (see `open_images`), `statistics` files made of them: one by the name of each
+    extractor, or a single one. `prompts` are texts, or a file with one a line; `call` are further
+    arguments of a pipeline.
+    """
+
+    model_config = STRICT
+
+    id: str
+    label: str = Field(default="", pattern=LABEL)
+    dtype: str = "float32"
+    data: str | None = None
+    statistics: Path | dict[str, Path] = {}
+    prompts: tuple[str, ...] = ()
+    call: dict[str, Any] = {}
+    trust_pickle: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_id(cls, value: Any) -> Any:
+        """Accept `mnist` for `{id: mnist, data: mnist}`, other ids likewise."""
+        if isinstance(value, str):
+            value = {"id": value}
+        if isinstance(value, dict) and value.get("id") == "mnist" and not value.get("statistics"):
+            return {"data": "mnist", **value}
+        return value
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def from_file(cls, value: Any) -> Any:
+        """Read the lines of a file."""
+        if not isinstance(value, str):
+            return value
+        path = Path(value)
+        if not path.is_file():
+            raise ValueError(f"prompts are a list, or a file with one a line; no file {value}")
+        return [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+        return self.label or Path(self.id).stem or self.id
+
+
+class ExtractorConfig(BaseModel):
+    """An extractor by name or file, with the options of what builds it (see `extractor`)."""
+
+    model_config = STRICT
+
+    id: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_id(cls, value: Any) -> Any:
+        """Accept `pixels` for `{id: pixels}`."""
+        return {"id": value} if isinstance(value, str) else value
+
+
+def table_within(
+    schedule: Schedule, solver: SolverConfig, nfe: int, spacing: str, end: End
+) -> samplers.Tableau:
+    """The table of one solver that spends `nfe`, or the most below that it can."""
+    law = schedule
+    if solver.law == "vp":
+        law = VPLinear.between(*(float(schedule.nsr(t)) for t in (schedule.t_min, schedule.t_max)))
+
+    def make_grid(steps: int) -> Grid:
+        rule = solver.spacing or spacing
+        return grid(law, steps, rule, end=solver.end or end, **solver.grid)  # type: ignore[arg-type]
+
+    return samplers.build_within(solver.name, nfe, make_grid, **solver.options)

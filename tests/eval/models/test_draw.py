@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from fewstep import samplers
+from fewstep.eval.models import Draw, label_rule
+
+SHAPE = (1, 2, 2)
+
+
+def rule(value, classes=10, seeds=range(5, 30)):
+    return label_rule(value, classes, SHAPE, seeds, "cpu")
+
+
+def test_balanced_labels_follow_the_seed():
+    assert rule("balanced").tolist() == [seed % 10 for seed in range(5, 30)]
+    assert rule("balanced").dtype == torch.long
+
+
+def test_random_labels_are_those_of_the_streams():
+    assert torch.equal(rule("random"), samplers.random_labels(10, SHAPE, range(5, 30)))
+
+
+def test_one_number_is_for_all():
+    assert rule(3).tolist() == [3] * 25
+
+
+def test_a_model_without_classes_has_no_labels():
+    assert rule("balanced", None) is None
+    assert rule("random", None) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "said"),
+    [
+        ("some", 10, "labels are balanced, random or one number, not 'some'"),
+        ("some", None, "labels are balanced, random or one number, not 'some'"),
+        (True, 10, "not True"),
+        (10, 10, "label 10 is not one of 0 to 9"),
+        (-1, 10, "label -1 is not one of 0 to 9"),
+        (0, None, "label 0: this model has no classes"),
+    ],
+)
+def test_bad_rules_are_refused(value, classes, said):
+    with pytest.raises(ValueError, match=said):
+        rule(value, classes)
+
+
+def test_a_part_keeps_seeds_and_labels_together():
+    draw = Draw(range(10), torch.arange(10) + 100, 2.0, "cuda")
+    part = draw.part(slice(3, 5))
+    assert list(part.seeds) == [3, 4]
+    assert part.labels.tolist() == [103, 104]
+    assert (part.guidance, part.source) == (2.0, "cuda")
+    assert Draw([7, 8]).part(slice(1, 2)).labels is None

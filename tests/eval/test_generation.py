@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from fewstep.eval.generation import GenerateConfig, job_for, run_generate
+from fewstep.eval.images import quantise
+from fewstep.eval.models import in_batches
+from fewstep.eval.processes import Processes
+from PIL import Image
+from pydantic import ValidationError
+
+from .models.exact import CLASSES, Altered, exact, means
+
+
+def generate(folder, *, model=None, force=False, features=(), **values):
+    defaults = {"solver": "dpmpp-2m", "nfe": 4, "count": 12, "batch_size": 3, "shard_size": 5}
+    config = GenerateConfig.model_validate({**defaults, **values})
+    job = job_for(config, model or exact(), features)
+    return run_generate(config, job, folder, force=force), job
+
+
+def counted():
+    """A model, and the seeds that it has made so far."""
+    seeds = []
+
+    def act(images, draw):
+        seeds.extend(draw.seeds)
+        return images
+
+    return Altered(exact(), act), seeds
+
+
+def pictures(folder):
+    return {path.stem: np.asarray(Image.open(path)) for path in folder.rglob("*.png")}
+
+
+def test_images_are_those_of_their_seeds(tmp_path):
+    made, job = generate(tmp_path, first=7)
+    images = in_batches(exact(), job.table, job.draw)
+    found = pictures(tmp_path)
+    assert sorted(found) == [f"{seed:06d}" for seed in range(7, 19)]
+    for row, name in enumerate(sorted(found)):
+        np.testing.assert_array_equal(found[name], quantise(images)[row].movedim(0, -1))
+    assert job.draw.labels.tolist() == [seed % CLASSES for seed in range(7, 19)]
+    assert made["images"] == 12
+    assert made["nfe"] == made["calls_per_image"] == 4
+    assert made["seconds_per_image"] > 0
+    assert made["outside"] == pytest.approx((images.abs() > 1).double().mean().item())
+
+
+def test_one_file_is_laid_out_as_in_adm(tmp_path):
+    _, job = generate(tmp_path, keep="npz")
+    with np.load(tmp_path / "samples.npz") as file:
+        pixels, seeds = file["arr_0"], file["seeds"]
+    assert pixels.dtype == np.uint8
+    assert seeds.tolist() == list(range(12))
+    images = quantise(in_batches(exact(), job.table, job.draw))
+    np.testing.assert_array_equal(pixels, images.movedim(1, -1))
+    assert not pictures(tmp_path)
+
+
+def test_features_alone_are_kept(tmp_path):
+    made, _ = generate(tmp_path, keep="none", extractors=["means"], features=(means(),))
+    assert made["images"] == 12
+    assert not pictures(tmp_path)
+    with pytest.raises(ValidationError, match="keeps nothing"):
+        GenerateConfig(keep="none")
+
+
+def test_more_and_other_seeds_are_added_without_sampling_again(tmp_path):
+    model, seeds = counted()
+    generate(tmp_path, model=model, count=10)
+    generate(tmp_path, model=model, count=20)
+    assert seeds == list(range(20))
+    generate(tmp_path, model=model, first=20, count=5)
+    generate(tmp_path, model=model, count=20)
+    assert seeds == list(range(25))
+    assert len(pictures(tmp_path)) == 25
+
+
+def test_a_batch_size_may_change(tmp_path):
+    model, seeds = counted()
+    generate(tmp_path, model=model)
+    generate(tmp_path, model=model, batch_size=4)
+    assert len(seeds) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nfe": 5}, "nfe: 4 there, 5 asked for"),
+        ({"guidance": 2.0}, "guidance: 1.0 there, 2.0 asked for"),
+        ({"labels": 1}, "labels: 'balanced' there, 1 asked for"),
+        ({"solver": "ddim"}, "solver: .*dpmpp-2m.* there, .*ddim.* asked for"),
+        ({"keep": "npz"}, "keep: 'png' there"),
+        ({"shard_size": 6}, "shard_size: 5 there"),
+    ],
+)
+def test_images_of_other_settings_are_refused(tmp_path, change, said):
+    generate(tmp_path)
+    settings = (tmp_path / "generate.json").read_text()
+    with pytest.raises(ValueError, match=said):
+        generate(tmp_path, **change)
+    assert (tmp_path / "generate.json").read_text() == settings
+
+
+def test_other_weights_are_refused(tmp_path):
+    generate(tmp_path)
+    model = exact()
+    model.network.means[0] += 1
+    with pytest.raises(ValueError, match=r"weights: '.*' there"):
+        generate(tmp_path, model=model)
+
+
+def test_force_leaves_no_image_of_other_settings(tmp_path):
+    generate(tmp_path)
+    (tmp_path / "notes.png").touch()
+    model, seeds = counted()
+    generate(tmp_path, nfe=5, count=6, model=model, force=True)
+    assert seeds == list(range(6))
+    (tmp_path / "notes.png").unlink()
+    assert len(pictures(tmp_path)) == 6
+    assert json.loads((tmp_path / "generate.json").read_text())["settings"]["nfe"] == 5
+    # Of the same settings nothing is lost.
+    generate(tmp_path, nfe=5, count=6, model=model, force=True)
+    assert len(seeds) == 6
+
+
+def in_two(folder, progress=lambda rank: None, **values):
+    barrier = threading.Barrier(2, timeout=30)
+
+    def one(rank):
+        config = GenerateConfig.model_validate(
+            {"solver": "dpmpp-2m", "nfe": 4, "count": 20, "shard_size": 5, **values}
+        )
+        told = []
+        job = job_for(config, exact(), ())
+        processes = Processes(rank, 2, barrier.wait)
+        try:
+            made = run_generate(config, job, folder, lambda *done: told.append(done), processes)
+        except ValueError as error:
+            barrier.abort()
+            return str(error), told
+        return made, told
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    monkeypatch.setattr("fewstep.eval.generation.check_shared", lambda folder, processes: None)
+
+
+def test_two_processes_share_the_work(tmp_path, shared):
+    (first, told), (second, more) = in_two(tmp_path)
+    assert first["images"] == 20
+    assert second == {}
+    assert len(pictures(tmp_path)) == 20
+    # Each says how far it is with its own part.
+    for done in (told, more):
+        assert done[-1][:2] == (2 * 5 * 4, 2 * 5 * 4)
+
+
+def test_all_processes_refuse_other_settings(tmp_path, shared):
+    generate(tmp_path)
+    for said, _ in in_two(tmp_path, nfe=6):
+        assert "nfe: 4 there, 6 asked for" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"labels": "balance"}, "labels are balanced, random or one number"),
+        ({"labels": 3}, "label 3 is not one of 0 to 2"),
+        ({"solver": "nope"}, "unknown solver 'nope'"),
+        ({"spacing": "nope"}, "unknown spacing"),
+        ({"noise_device": "tpu"}, "noise_device"),
+        ({"first": 2**32 - 5}, "seeds end at 4294967295"),
+        ({"first": -1}, "first"),
+        ({"count": 0}, "count"),
+        ({"kepe": "png"}, "kepe"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, values, said):
+    with pytest.raises(ValueError, match=said):
+        generate(tmp_path, **values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_classes(tmp_path):
+    generate(tmp_path / "a", model=exact(classes=None))
+    with pytest.raises(ValueError, match="label 1: this model has no classes"):
+        generate(tmp_path / "b", model=exact(classes=None), labels=1)
+    with pytest.raises(ValueError, match="guidance 2: exact has no classes to guide"):
+        generate(tmp_path / "c", model=exact(classes=None), guidance=2.0)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from .models.exact import exact, job, means, table
+
+FIRST = range(8)
+
+
+def heavier():
+    model = exact()
+    model.network.means[0] += 1e-6
+    return model
+
+
+def test_shards_cover_every_sample_once():
+    shards = job(1003, shard_size=64).shards
+    assert [i for shard in shards for i in shard] == list(range(1003))
+    assert {len(shard) for shard in shards} == {64, 1003 % 64}
+
+
+def test_the_key_of_a_shard_is_that_of_its_content():
+    own = job()
+    assert job().key(FIRST) == own.key(FIRST)
+    assert job(100, batch_size=5).key(FIRST) == own.key(FIRST)
+    guided = replace(own.draw, guidance=2)
+    assert job(draw=guided).key(FIRST) == job(draw=replace(guided, guidance=2.0)).key(FIRST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda own: replace(own, table=table(5)),
+        lambda own: replace(own, table=table(4, "ddpm")),
+        lambda own: replace(own, model=heavier()),
+        lambda own: replace(own, draw=replace(own.draw, seeds=range(1, 21))),
+        lambda own: replace(own, draw=replace(own.draw, labels=own.draw.labels.flip(0))),
+        lambda own: replace(own, draw=replace(own.draw, labels=None)),
+        lambda own: replace(own, draw=replace(own.draw, guidance=1.5)),
+        lambda own: replace(own, draw=replace(own.draw, source="cuda")),
+        lambda own: replace(own, extractors=()),
+        lambda own: replace(own, extractors=(means("2"),)),
+        lambda own: replace(own, keep="png"),
+        lambda own: replace(own, preview=4),
+        lambda own: replace(own, target=torch.zeros(1), target_key="t"),
+    ],
+)
+def test_the_key_sees_all_that_decides_a_shard(change):
+    assert change(job()).key(FIRST) != job().key(FIRST)
+
+
+def test_a_preview_matters_only_to_the_shards_that_have_it():
+    assert job(preview=3).key(range(8, 16)) == job(preview=5).key(range(8, 16))
+
+
+def test_guidance_doubles_the_calls():
+    own = job()
+    assert own.calls_per_image == 4
+    assert replace(own, draw=replace(own.draw, guidance=2.0)).calls_per_image == 8

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+from fewstep.eval import shards, store
+from fewstep.eval.images import quantise
+from fewstep.eval.models import in_batches
+from fewstep.eval.processes import ALONE, Processes
+from fewstep.eval.shards import NotFinite, collect, missing_shards, run_job
+from PIL import Image
+from torch import nn
+
+from .models.exact import SHAPE, Altered, Means, exact, job, means, spoilt
+
+TIMED = ("seconds",)
+
+
+def content(job, folder):
+    return {k: v for k, v in collect(job, folder).items() if k not in TIMED}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def run(job, folder, **options):
+    run_job(job, folder, **options)
+    return content(job, folder)
+
+
+def together(make, folder, processes=2):
+    """What each of some processes, here threads with a job each, returned or raised."""
+    barrier = threading.Barrier(processes, timeout=30)
+
+    def one(rank):
+        try:
+            return run_job(make(), folder, processes=Processes(rank, processes, barrier.wait))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(one, range(processes)))
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+
+
+def test_a_run_is_what_the_model_gives_at_once(tmp_path):
+    own = job(21, keep="npz")
+    found = run(own, tmp_path)
+    images = in_batches(exact(), own.table, own.draw, 21)
+    pixels = quantise(images)
+    assert found["seeds"].tolist() == list(range(21))
+    np.testing.assert_array_equal(found["pixels"], pixels)
+    np.testing.assert_array_equal(found["means/features"], pixels.float().mean((2, 3)))
+    outside = (images.abs() > 1).double().mean((1, 2, 3))
+    assert outside.max() > 0
+    np.testing.assert_array_equal(found["outside"], outside)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_an_image_does_not_depend_on_its_batch(tmp_path, batch_size):
+    own = job(64, keep="npz", shard_size=64, batch_size=64)
+    other = replace(own, batch_size=batch_size)
+    one, two = run(own, tmp_path / "a"), run(other, tmp_path / "b")
+    np.testing.assert_array_equal(one["pixels"], two["pixels"])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_gives_the_same_bits(tmp_path, processes):
+    def own():
+        return job(1003, batch_size=64, shard_size=100, keep="npz")
+
+    assert together(own, tmp_path / "many", processes) == [None] * processes
+    found = content(own(), tmp_path / "many")
+    assert found["seeds"].tolist() == list(range(1003))
+    assert_same(found, run(own(), tmp_path / "one"))
+
+
+def test_more_processes_than_shards(tmp_path):
+    assert together(lambda: job(8), tmp_path, 3) == [None] * 3
+    assert_same(content(job(8), tmp_path), run(job(8), tmp_path / "one"))
+
+
+def test_each_shard_is_made_by_one_process(tmp_path):
+    calls = [0, 0]
+    barrier = threading.Barrier(2, timeout=30)
+
+    def one(rank):
+        def on_call(images):
+            calls[rank] += images
+
+        run_job(job(20), tmp_path, on_call, Processes(rank, 2, barrier.wait))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(2)))
+    assert calls == [(8 + 4) * 4, 8 * 4]
+
+
+def killing(point):
+    """The process ends at once: in the first batch, after a shard, or while it writes one."""
+    if point == "writing":
+        replaced, calls = os.replace, count()
+
+        def stop(*paths):
+            if next(calls) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replaced(*paths)
+
+        os.replace = stop
+        return exact()
+
+    def act(images, draw):
+        if draw.seeds[0] >= {"start": 0, "second": 11}[point]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images
+
+    return Altered(exact(), act)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("point", "kept"), [("start", 0), ("second", 1), ("writing", 1)])
+def test_a_killed_run_goes_on(tmp_path, point, kept, processes):
+    def doomed():
+        run_job(job(20, killing(point)), tmp_path / "killed")
+
+    child = multiprocessing.get_context("fork").Process(target=doomed)
+    child.start()
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+    assert len(missing_shards(job(20), tmp_path / "killed")) == 3 - kept
+    before = times(tmp_path / "killed")
+    assert together(lambda: job(20), tmp_path / "killed", processes) == [None] * processes
+    after = times(tmp_path / "killed")
+    assert {name: after[name] for name in before} == before
+    assert_same(content(job(20), tmp_path / "killed"), run(job(20), tmp_path / "whole"))
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    def act(images, draw):
+        if draw.seeds[0] == 11:
+            raise KeyboardInterrupt
+        return images
+
+    own = job(20, Altered(exact(), act))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(own, tmp_path)
+    assert missing_shards(own, tmp_path) == [range(8, 16), range(16, 20)]
+    assert not own.model.network._forward_hooks
+
+
+def flipped(content):
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-9], lambda content: b""])
+def test_a_damaged_shard_is_made_again(tmp_path, damage):
+    whole = run(job(20), tmp_path)
+    path = tmp_path / "00000008.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"00000008.npz is missing or damaged"):
+        collect(job(20), tmp_path)
+    before = times(tmp_path)
+    assert_same(run(job(20), tmp_path), whole)
+    assert [name for name, at in times(tmp_path).items() if at != before[name]] == [path.name]
+
+
+def test_a_larger_run_makes_only_what_is_new(tmp_path):
+    run(job(16), tmp_path)
+    calls = []
+    assert_same(run(job(24), tmp_path, on_call=calls.append), run(job(24), tmp_path / "whole"))
+    assert sum(calls) == 8 * 4
+
+
+def test_samples_that_are_not_finite_are_named_by_every_process(tmp_path):
+    errors = together(lambda: job(40, spoilt(10, 25)), tmp_path)
+    assert [type(error) for error in errors] == [NotFinite] * 2
+    # Shards 1 and 3 belong to the second process, which stops at the first bad one.
+    assert [error.seeds for error in errors] == [[10]] * 2
+    assert "1 samples are not finite" in str(errors[0])
+    assert "seeds 10:" in str(errors[0])
+    assert set(times(tmp_path)) == {"00000000.npz", "00000016.npz", "00000032.npz"}
+    # Mended, the same command goes on.
+    mended = run(job(40), tmp_path)
+    assert mended["seeds"].tolist() == list(range(40))
+    assert not list(tmp_path.glob("not-finite*"))
+
+
+def test_bad_seeds_of_several_processes_are_put_together(tmp_path):
+    errors = together(lambda: job(40, spoilt(1, 9, 10)), tmp_path)
+    assert [error.seeds for error in errors] == [[1, 9, 10]] * 2
+
+
+class Failing(nn.Module):
+    def forward(self, images):
+        raise RuntimeError("no features today")
+
+
+def test_what_goes_wrong_beside_the_sampler_surfaces(tmp_path):
+    own = job(extractors=(means(network=Failing()),))
+    with pytest.raises(RuntimeError, match="no features today"):
+        run_job(own, tmp_path)
+    assert not own.model.network._forward_hooks
+    assert not times(tmp_path)
+
+
+def test_features_that_take_long_stay_in_order(tmp_path):
+    class Slow(Means):
+        def forward(self, images):
+            time.sleep(0.03 if next(turns) % 2 == 0 else 0)
+            return super().forward(images)
+
+    turns = count()
+    assert_same(run(job(extractors=(means(network=Slow()),)), tmp_path), run(job(), tmp_path / "b"))
+
+
+def test_too_little_memory_is_said_and_a_smaller_batch_goes_on(tmp_path):
+    def act(images, draw):
+        if draw.seeds[0] >= 8 and len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images
+
+    model = Altered(exact(), act)
+    with pytest.raises(ValueError, match="batches of 3 images: take a smaller --batch-size"):
+        run_job(job(20, model), tmp_path)
+    before = times(tmp_path)
+    assert set(before) == {"00000000.npz"}
+    run_job(job(20, model, batch_size=2), tmp_path)
+    assert times(tmp_path)["00000000.npz"] == before["00000000.npz"]
+
+
+def test_a_full_disk_loses_one_shard(tmp_path, monkeypatch):
+    replaced, calls = os.replace, count()
+
+    def full(*paths):
+        if next(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replaced(*paths)
+
+    monkeypatch.setattr(store.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_job(job(20), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000.npz"]
+    run_job(job(20), tmp_path)
+    assert len(times(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("guidance", "calls"), [(1.0, 4), (2.0, 8)])
+def test_calls_are_measured(tmp_path, guidance, calls):
+    own = job(20)
+    own = replace(own, draw=replace(own.draw, guidance=guidance))
+    told = []
+    run_job(own, tmp_path, told.append)
+    assert collect(own, tmp_path)["calls"] == 20 * calls == sum(told)
+
+
+def test_seconds_are_those_of_the_sampler(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(shards.time, "perf_counter", lambda: clock[0])
+
+    def act(images, draw):
+        clock[0] += 2.0
+        return images
+
+    run_job(own := job(20, Altered(exact(), act)), tmp_path)
+    # Batches of 3 within shards of 8, 8 and 4.
+    assert collect(own, tmp_path)["seconds"] == 2.0 * (3 + 3 + 2)
+
+
+def test_a_preview_is_kept_of_the_first_images(tmp_path):
+    found = run(job(20, preview=10), tmp_path)
+    whole = run(job(20, keep="npz"), tmp_path / "npz")["pixels"]
+    assert whole.shape == (20, *SHAPE)
+    np.testing.assert_array_equal(found["pixels"], whole[:10])
+    assert "samples" not in found
+
+
+def test_samples_and_distances_to_a_target(tmp_path):
+    own = job(20, keep="samples")
+    samples = in_batches(exact(), own.table, own.draw)
+    np.testing.assert_array_equal(run(own, tmp_path)["samples"], samples)
+    shift = torch.arange(10.0).view(-1, 1, 1, 1)
+    near = replace(own, target=samples[:10] + shift, target_key="shifted")
+    gap = run(near, tmp_path / "near")["square_error"]
+    np.testing.assert_allclose(gap, np.arange(10.0) ** 2, rtol=1e-5)
+
+
+def test_pngs_are_named_by_their_seeds(tmp_path):
+    own = job(6, keep="png")
+    own = replace(own, draw=replace(own.draw, seeds=range(997, 1003)))
+    run_job(own, tmp_path / "shards", images=tmp_path)
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    names = [f"{997 + i:06d}.png" for i in range(6)]
+    assert found == [f"{'000000' if name < '001000' else '001000'}/{name}" for name in names]
+    pixels = quantise(in_batches(exact(), own.table, own.draw))
+    picture = np.asarray(Image.open(tmp_path / "001000" / "001001.png"))
+    np.testing.assert_array_equal(picture, pixels[4].movedim(0, -1))
+
+
+def test_sampling_is_in_full_float32(tmp_path):
+    before = torch.backends.cudnn.allow_tf32
+    seen = []
+
+    def act(images, draw):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return images
+
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        run_job(job(8, Altered(exact(), act)), tmp_path, processes=ALONE)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert seen == [False] * 3
