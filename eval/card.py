@@ -12,12 +12,14 @@ from torch.nn import functional
 from .. import samplers
 from ..schedules import grid
 from ..zoo.classifier import ClassifierConfig, accuracy, fit_classifier
-from .bench import Counter, Progress, frechet
-from .frechet import half_split_distances, moments
-from .generate import balanced, generate
+from .evaluate import outputs_of
+from .extractors import Extractor
 from .images import dequantise, quantise, save_grid
-from .store import environment, fingerprint, write_atomically
-from .subject import Subject
+from .metrics import frechet_distance, half_split_distances, moments
+from .models import Draw, NetworkModel, in_batches, label_rule
+from .progress import Counter, Progress, silent
+from .sources import ImageSet, in_memory
+from .store import environment, write_atomically
 
 DDIM_STEPS = 100
 FAST_SOLVER, FAST_STEPS = "unipc-3", 25
@@ -30,7 +32,9 @@ STRAY, INK, REACH = 32, 127, 2
 class Card:
     """What was measured of a model; `grid` holds class-conditional samples of 100-step DDIM."""
 
-    subject: Subject
+    model: NetworkModel
+    extractor: Extractor
+    real: int
     seed: int
     judged: int
     judge_accuracy: float
@@ -51,11 +55,13 @@ def speckled(pixels: Tensor) -> Tensor:
 
 
 def measure_model(
-    subject: Subject,
+    model: NetworkModel,
+    data: ImageSet,
+    extractor: Extractor,
     images: int = 5000,
     judged: int = 1000,
     seed: int = 0,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = silent,
 ) -> Card:
     """Judge `judged` samples of 100-step DDIM, and compare `images` fast samples with the data.
 
@@ -66,29 +72,34 @@ def measure_model(
         ClassifierConfig(architecture="lenet", seed=seed + 1),
         lambda done, total, text: progress(done, total, "training the judge"),
     )
-    counter = Counter(DDIM_STEPS * judged + FAST_STEPS * images, progress)
+    counter = Counter(progress, DDIM_STEPS * judged + FAST_STEPS * images)
 
     def samples(solver: str, steps: int, count: int) -> tuple[Tensor, Tensor]:
         counter.text = f"{solver} at {steps} steps"
-        table = samplers.build(solver, grid(subject.schedule, steps, "uniform"))
-        draw = balanced(count, subject.classes, seed)
-        return quantise(generate(subject, table, draw, counter.add)), draw.labels
+        table = samplers.build(solver, grid(model.schedule, steps, "uniform"))
+        seeds = range(seed, seed + count)
+        labels = label_rule("balanced", model.classes, model.shape, seeds, "cpu")
+        assert labels is not None
+        return quantise(in_batches(model, table, Draw(seeds, labels), on_call=counter.add)), labels
 
     exact, labels = samples("ddim", DDIM_STEPS, judged)
     fast, _ = samples(FAST_SOLVER, FAST_STEPS, images)
-    data = quantise(subject.data.images)
-    features = subject.features(data)
+    real = data.read(range(data.count))
+    features = outputs_of(data, extractor).features
+    of_samples = moments(outputs_of(in_memory("samples", fast), extractor).features)
     return Card(
-        subject=subject,
+        model=model,
+        extractor=extractor,
+        real=data.count,
         seed=seed,
         judged=judged,
         judge_accuracy=judge_accuracy,
         agreement=accuracy(judge, dequantise(exact), labels),
         images=images,
-        frechet=frechet(subject, fast, moments(features)),
+        frechet=frechet_distance(of_samples, moments(features)),
         halves=tuple(half_split_distances(features, SPLITS, seed)),
         speckled=float(speckled(fast).float().mean()),
-        speckled_data=float(speckled(data).float().mean()),
+        speckled_data=float(speckled(real).float().mean()),
         grid=exact[:100],
     )
 
@@ -103,9 +114,10 @@ def write_card(card: Card, folder: Path) -> Path:
 
 def to_markdown(card: Card) -> str:
     """The card as text."""
-    subject, env = card.subject, environment(card.subject.device)
+    model, env = card.model, environment(card.model.device)
+    classes = model.classes or 0
     halves = float(np.mean(card.halves))
-    parameters = sum(p.numel() for p in subject.network.parameters())
+    parameters = sum(p.numel() for p in model.network.parameters())
     rows = [
         (
             f"intended class, read by an independent classifier ({card.judge_accuracy:.1%} right "
@@ -114,7 +126,7 @@ def to_markdown(card: Card) -> str:
         ),
         (
             f"Frechet distance of {card.images} samples ({FAST_SOLVER}, {FAST_STEPS} steps) to "
-            f"{len(subject.data.images)} real digits, in the features of {subject.extractor_name}",
+            f"{card.real} real digits, in the features of {card.extractor.name}",
             f"{card.frechet:.4f}",
         ),
         (
@@ -129,12 +141,12 @@ def to_markdown(card: Card) -> str:
         ("the same among the real digits", f"{card.speckled_data:.1%}"),
     ]
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    height, width = subject.shape[1:]
+    height, width = model.shape[1:]
     return f"""# Class-conditional digits, {height}x{width}
 
 A noise-predicting U-Net (`diffusers.UNet2DModel`, {parameters:,} parameters) with a discrete
 variance-preserving linear schedule of 1,000 steps, trained on 10,000 digits of MNIST. Class labels
-are 0 to {subject.classes - 1}; {subject.classes} means no label, for classifier-free guidance.
+are 0 to {classes - 1}; {classes} means no label, for classifier-free guidance.
 
 ![class-conditional samples, one column per class](samples.png)
 
@@ -147,7 +159,7 @@ are those of a small digit classifier, and it is comparable only with others in 
 
 - Trained by `fewstep train mnist`; this card was written by `fewstep card`.
 - Measured on {env["device"]} with torch {env["torch"]}, diffusers {env["diffusers"]},
-  Python {env["python"]}. Digest of the weights: `{fingerprint(subject.network)}`.
+  Python {env["python"]}. Digest of the weights: `{model.fingerprint}`.
 - Data: MNIST by Y. LeCun, C. Cortes and C. J. C. Burges, CC BY-SA 3.0. Weights: Apache-2.0.
 - It draws digits and nothing else; it is here to compare samplers with.
 """

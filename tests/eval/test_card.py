@@ -3,9 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from fewstep import zoo
-from fewstep.eval import card, measure_model, quantise, write_card
+from fewstep.eval import card
+from fewstep.eval.card import measure_model, write_card
+from fewstep.eval.images import quantise
+from fewstep.eval.sources import in_memory
 
-from .fakes import subject
+from .bench.fakes import data, model, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
 
@@ -43,8 +46,11 @@ def test_the_card_reports_what_was_measured(tmp_path, monkeypatch):
 
     monkeypatch.setattr(card, "fit_classifier", judge)
     seen = []
-    model = subject()
-    measured = measure_model(model, 120, 60, seed=4, progress=lambda *each: seen.append(each))
+    measured = measure_model(
+        *(model(), in_memory("gauss", data()), rows(), 120, 60),
+        seed=4,
+        progress=lambda *each: seen.append(each),
+    )
     assert measured.agreement > 0.95
     assert measured.frechet < 0.05
     assert all(0 < value < 0.1 for value in measured.halves)

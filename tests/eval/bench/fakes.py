@@ -1,77 +1,93 @@
-"""A subject whose answer is known: images of a Gaussian law with one mean per class."""
+"""A contestant whose answer is known: images of a Gaussian law with one mean per class."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from fewstep.eval import BenchConfig, Subject
+from fewstep import samplers
+from fewstep.eval.bench import BenchConfig, contestant
+from fewstep.eval.extractors import Extractor
+from fewstep.eval.images import dequantise, quantise
+from fewstep.eval.models import NetworkModel
+from fewstep.eval.sources import in_memory
+from fewstep.eval.statistics import collect_statistics
 from fewstep.schedules import VPDiscrete, betas
-from fewstep.zoo import Images
 from torch import Tensor, nn
 
 SCHEDULE = VPDiscrete(betas())
 SPREAD = 0.3
 SHAPE = (1, 4, 4)
+CLASSES = 3
 
 
 class ExactNoise(nn.Module):
-    """eps = sigma (x - alpha mu) / (alpha^2 s^2 + sigma^2), the noise that N(mu, s^2) implies."""
+    """eps = sigma (x - alpha mu) / (alpha^2 s^2 + sigma^2), the noise that N(mu, s^2) implies.
+
+    Label 3 is "no class", at the mean of all.
+    """
 
     def __init__(self, spread: float = SPREAD) -> None:
         super().__init__()
-        self.register_buffer("means", torch.linspace(-0.8, 0.8, 3))
-        self.register_buffer("spread", torch.tensor(spread))
+        self.means = nn.Parameter(torch.tensor([-0.8, 0.0, 0.8, 0.0]), requires_grad=False)
+        self.spread = nn.Parameter(torch.tensor(spread), requires_grad=False)
         self.calls = 0
 
     def forward(self, x: Tensor, label: Tensor, class_labels: Tensor) -> Tensor:
         self.calls += 1
         time = label[0].item()
         alpha, sigma = float(SCHEDULE.alpha(time)), float(SCHEDULE.sigma(time))
-        mean = self.means[class_labels % 3].view(-1, 1, 1, 1)
+        mean = self.means[class_labels].view(-1, 1, 1, 1)
         return sigma * (x - alpha * mean) / (alpha**2 * self.spread**2 + sigma**2)
 
 
 class Rows(nn.Module):
     """Four features: the means of the rows."""
 
-    width = 4
-
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("unit", torch.ones(()))
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.unit * images.mean(-1).flatten(1)
 
 
-def subject(spread: float = SPREAD) -> Subject:
-    """The Gaussian subject."""
+def model(spread: float = SPREAD, network: nn.Module | None = None) -> NetworkModel:
+    network = ExactNoise(spread) if network is None else network
+
+    def denoiser(labels: Tensor | None, size: int) -> samplers.Denoiser:
+        free = torch.full((size,), CLASSES)
+        return samplers.denoiser(
+            network, SCHEDULE, "eps", class_labels=free if labels is None else labels
+        )
+
+    return NetworkModel("gaussian", network, SCHEDULE, SHAPE, CLASSES, denoiser)
+
+
+def rows(version: str = "1") -> Extractor:
+    return Extractor("rows-4", Rows(), dequantise, {"version": version}, channels=1)
+
+
+def data() -> Tensor:
     generator = torch.Generator().manual_seed(9)
-    labels = torch.arange(600) % 3
-    network = ExactNoise(spread)
-    images = network.means[labels].view(-1, 1, 1, 1) + SPREAD * torch.randn(
-        600, *SHAPE, generator=generator
-    )
-    return Subject(
-        name="gaussian",
-        network=network,
-        schedule=SCHEDULE,
-        prediction="eps",
-        shape=SHAPE,
-        classes=3,
-        data=Images(images.clamp(-1, 1), labels),
-        extractor=Rows(),
-        extractor_name="rows-4",
-        device=torch.device("cpu"),
-    )
+    means = torch.tensor([-0.8, 0.0, 0.8])[torch.arange(600) % 3].view(-1, 1, 1, 1)
+    return quantise(means + SPREAD * torch.randn(600, *SHAPE, generator=generator))
+
+
+def ready(given: NetworkModel | None = None, metrics=("frechet",), version: str = "1"):
+    """What `prepare` would give."""
+    extractor = rows(version)
+    statistics = collect_statistics(in_memory("gauss", data()), extractor)
+    return contestant("gaussian", given or model(), [(extractor, statistics)], tuple(metrics))
 
 
 def config(**changes) -> BenchConfig:
     """A run of a second."""
     values = {
         "name": "gaussian",
-        "images": 12,
-        "batch_size": 5,
+        "models": ["gaussian"],
+        "images": 40,
+        "batch_size": 15,
+        "shard_size": 20,
         "solvers": ["ddim", "dpmpp-2m", "heun"],
         "nfe": [8, 4, 16],
         "spacings": ["lam"],

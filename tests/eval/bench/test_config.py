@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import pytest
 from fewstep import configs
-from fewstep.eval import BenchConfig
-from fewstep.eval.plan import plan
-from fewstep.schedules import VPDiscrete, betas
+from fewstep.eval.bench import BenchConfig, panels, plan
+from fewstep.eval.settings import ModelConfig
+from fewstep.schedules import EDM, VPDiscrete, betas
 
 
-def packaged():
-    path = configs.find("bench", "mnist")
+def packaged(name="mnist"):
+    path = configs.find("bench", name)
     return configs.checked(BenchConfig, configs.read(path), str(path))
+
+
+def cells(config, schedule):
+    return [cell for panel in panels(config) for cell in plan(config, schedule, panel, 0)]
 
 
 def test_the_packaged_run_fits_five_minutes():
     """Measured on 2 CPU cores: about 2 ms per image and network call."""
     config = packaged()
-    calls = sum(cell.table.nfe for cell in plan(config, VPDiscrete(betas()))) * config.images
+    calls = sum(cell.table.nfe for cell in cells(config, VPDiscrete(betas()))) * config.images
     calls += config.reference.steps * (config.images + config.reference.check_images)
     assert calls <= 115_000
     assert config.images >= 400
@@ -29,6 +33,30 @@ def test_nfe_is_sorted_and_names_are_solvers():
     assert [solver.name for solver in config.solvers] == ["ddim", "heun"]
 
 
+def test_one_stands_for_a_list_and_the_singular_for_the_plural():
+    config = BenchConfig.model_validate(
+        {"name": "a", "model": "mnist", "seed": 3, "solvers": ["ddim"], "nfe": 5, "guidance": 2}
+    )
+    assert config.models == (ModelConfig(id="mnist", data="mnist"),)
+    assert (config.seeds, config.nfe, config.guidance) == ((3,), (5,), (2.0,))
+
+
+def test_the_bundled_model_brings_its_data_and_others_bring_none():
+    assert ModelConfig.model_validate("mnist").data == "mnist"
+    assert ModelConfig.model_validate({"id": "mnist", "data": "x.npz"}).data == "x.npz"
+    assert ModelConfig.model_validate("google/ddpm-cifar10-32").data is None
+    assert ModelConfig.model_validate("google/ddpm-cifar10-32").name == "ddpm-cifar10-32"
+
+
+def test_prompts_come_from_a_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\n a dog \n")
+    assert ModelConfig.model_validate({"id": "sd", "prompts": str(path)}).prompts == (
+        "a cat",
+        "a dog",
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -37,6 +65,10 @@ def test_nfe_is_sorted_and_names_are_solvers():
         ({"nfe": []}, "nfe"),
         ({"name": "../up"}, "name"),
         ({"solvers": ["ddim", "ddim"]}, "ddim is there twice"),
+        ({"models": ["a/x", "b/x"]}, "x is there twice"),
+        ({"model": "mnist", "models": ["mnist"]}, "say the same"),
+        ({"images": 50, "seeds": [0, 49]}, "seeds 0 and 49 overlap"),
+        ({"models": [{"id": "a", "prompts": "nowhere.txt"}]}, "no file nowhere.txt"),
     ],
 )
 def test_bad_settings_are_named(change, message):
@@ -49,10 +81,28 @@ def test_names_and_files_are_found(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("a: 1")
     assert configs.read(configs.find("bench", str(path))) == {"a": 1}
-    with pytest.raises(ValueError, match="there is mnist"):
-        configs.find("bench", "cifar")
+    with pytest.raises(ValueError, match=r"there is .*mnist"):
+        configs.find("bench", "imagenet")
     path.write_text("- 1")
     with pytest.raises(ValueError, match="key: value"):
         configs.read(path)
     with pytest.raises(ValueError, match="cannot read"):
         configs.read(tmp_path / "absent.yaml")
+
+
+def test_a_solver_that_cannot_spend_an_nfe_gets_the_most_below_it_once():
+    config = BenchConfig(name="a", solvers=["heun"], nfe=[3, 4, 5])
+    found = cells(config, VPDiscrete(betas()))
+    assert [(cell.nfe, cell.table.nfe) for cell in found] == [(3, 3), (5, 5)]
+
+
+def test_published_runs_have_a_cell_for_every_value():
+    """Each published value belongs to a curve of the run, at an NFE that it spends exactly."""
+    for name, schedule in [("cifar10-ddpm", VPDiscrete(betas())), ("cifar10-edm", EDM())]:
+        config = packaged(name)
+        there = {(cell.curve, cell.table.nfe) for cell in cells(config, schedule)}
+        assert config.images == 50_000
+        for each in config.published:
+            wanted = {(curve, nfe) for curve, values in each.values.items() for nfe in values}
+            assert wanted
+            assert wanted <= there

@@ -1,36 +1,44 @@
 from __future__ import annotations
 
-import csv
-import json
-import re
-from html.parser import HTMLParser
+import math
 
 import numpy as np
 import pytest
 import torch
 from fewstep import noise, schedules
-from fewstep.eval import balanced, converge, generate, run_bench, write_report
-from fewstep.samplers import build
+from fewstep.eval.bench import run_bench
+from fewstep.eval.models import NetworkModel
 
-from .fakes import config, endpoint, subject
+from .fakes import SPREAD, ExactNoise, config, endpoint, model, ready
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
 
 
+def run(settings, folder, given=None, **keywords):
+    return run_bench(settings, folder, lambda asked: ready(given or model()), **keywords)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    run = run_bench(config(), subject(), folder)
-    write_report(run)
-    return run
+    return run(config(), tmp_path_factory.mktemp("bench"))
 
 
 def values(run):
-    return [(r.cell.slug, r.rmse, r.frechet, r.pixels.tolist()) for r in run.results]
+    skipped = ("seconds_per_image",)
+    records = [{k: v for k, v in r.record.items() if k not in skipped} for r in run.results]
+    return records, [r.pixels.tolist() for r in run.results]
 
 
-def by_slug(run):
-    return {r.cell.slug: r for r in run.results}
+def rmse(run):
+    return {r.cell.slug: r.record["values"]["rmse"]["value"] for r in run.results}
+
+
+def copied(finished, tmp_path):
+    for path in finished.folder.rglob("*.npz"):
+        target = tmp_path / path.relative_to(finished.folder)
+        target.parent.mkdir(exist_ok=True, parents=True)
+        target.write_bytes(path.read_bytes())
+    return tmp_path
 
 
 def test_all_cells_run_and_cheap_ones_first(finished):
@@ -40,61 +48,100 @@ def test_all_cells_run_and_cheap_ones_first(finished):
         "ddim-016", "dpmpp-2m-016", "heun-015",
     ]  # fmt: skip
     assert finished.missing == ()
+    assert not list((finished.folder / "shards").glob("ddim*"))
 
 
 def test_the_reference_is_the_exact_solution(finished):
-    grid = schedules.grid(finished.subject.schedule, 120, "lam")
-    x = noise(grid, finished.subject.shape, seeds=range(12)).numpy()
-    means = np.array([-0.8, 0, 0.8])[np.arange(12) % 3].reshape(-1, 1, 1, 1)
-    np.testing.assert_allclose(finished.reference.samples, endpoint(x, means, grid), atol=3e-3)
-    assert finished.reference.disagreement < 1e-3
-    assert finished.reference.checked == 6
+    ((panel, seed), target), *_ = finished.targets.items()
+    assert (panel.model, seed) == ("gaussian", 0)
+    grid = schedules.grid(model().schedule, 120, "lam")
+    x = noise(grid, (1, 4, 4), seeds=range(40)).numpy()
+    means = np.array([-0.8, 0, 0.8])[np.arange(40) % 3].reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(target.samples, endpoint(x, means, grid), atol=3e-3)
+    assert target.disagreement < 1e-3
+    assert target.checked == 6
 
 
 def test_errors_fall_as_the_order_says(finished):
-    rmse = {slug: result.rmse for slug, result in by_slug(finished).items()}
-    assert rmse["ddim-008"] / rmse["ddim-016"] == pytest.approx(2, rel=0.3)
-    assert rmse["dpmpp-2m-016"] < rmse["ddim-016"] / 4
+    found = rmse(finished)
+    assert found["ddim-008"] / found["ddim-016"] == pytest.approx(2, rel=0.3)
+    assert found["dpmpp-2m-016"] < found["ddim-016"] / 4
+
+
+def test_a_cell_is_what_the_solver_makes_of_its_seeds(finished):
+    """RMSE, calls and clipping of one cell, computed here from its own samples."""
+    record = finished.results[0].record
+    table = finished.results[0].cell.table
+    from fewstep.eval.models import Draw, in_batches
+
+    draw = Draw(range(40), torch.arange(40) % 3)
+    samples = in_batches(model(), table, draw, 40)
+    target = next(iter(finished.targets.values())).samples
+    expected = float((samples.double() - target.double()).square().mean().sqrt())
+    assert record["values"]["rmse"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert record["calls_per_image"] == 4
+    assert record["outside"] == pytest.approx(float((samples.abs() > 1).double().mean()))
+    error = record["values"]["rmse"]["error"]
+    squares = (samples - target).double().square().flatten(1).mean(1)
+    assert error == pytest.approx(float(squares.std()) / math.sqrt(40) / (2 * expected), rel=0.2)
 
 
 def test_nothing_is_computed_twice(finished):
-    again = subject()
-    run = run_bench(config(), again, finished.folder)
+    again = model()
+    second = run(config(), finished.folder, again)
     assert again.network.calls == 0
-    assert values(run) == values(finished)
-    assert [r.seconds_per_image for r in run.results] == [
-        r.seconds_per_image for r in finished.results
-    ]
+    assert values(second) == values(finished)
 
 
 def test_only_what_is_new_or_damaged_is_computed(finished, tmp_path):
-    for path in finished.folder.rglob("*.npz"):
-        target = tmp_path / path.relative_to(finished.folder)
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    (tmp_path / "cells" / "ddim-008.npz").write_bytes(b"damaged")
-    again = subject()
+    folder = copied(finished, tmp_path)
+    (folder / "cells" / "ddim-008.npz").write_bytes(b"damaged")
+    again = model()
     wider = config(nfe=[4, 5, 8, 16], solvers=["ddim", "dpmpp-2m"])
-    run = run_bench(wider, again, tmp_path)
-    batches = 3
+    second = run(wider, folder, again)
+    batches = 4  # two shards of 20, each 15 and 5
     assert again.network.calls == batches * (8 + 5 + 5)
-    assert by_slug(run)["ddim-008"].rmse == by_slug(finished)["ddim-008"].rmse
+    assert rmse(second)["ddim-008"] == rmse(finished)["ddim-008"]
+
+
+SMALL = {"solvers": ["ddim"], "nfe": [4], "reference": {"steps": 20, "check_images": 6}}
 
 
 @pytest.mark.parametrize(
-    ("model", "changes"),
+    ("given", "changes"),
     [
-        (subject(0.31), {}),
-        (subject(), {"seed": 1}),
-        (subject(), {"images": 13}),
-        (subject(), {"end": "min"}),
+        (model(0.31), {}),
+        (model(), {"seeds": 100}),
+        (model(), {"end": "min"}),
+        (model(), {"guidance": 2}),
+        (model(), {"labels": 1}),
+        (model(), {"labels": "random"}),
+        (model(), {"spacings": "uniform"}),
     ],
 )
-def test_another_setting_is_another_run(finished, tmp_path, model, changes):
-    small = {"solvers": ["ddim"], "nfe": [4], "reference": {"steps": 20, "check_images": 6}}
-    run_bench(config(**small), subject(), tmp_path)
-    run_bench(config(**small, **changes), model, tmp_path)
-    assert model.network.calls > 20
+def test_another_setting_is_another_cell(tmp_path, given, changes):
+    run(config(**SMALL), tmp_path)
+    run(config(**(SMALL | changes)), tmp_path, given)
+    assert given.network.calls >= 16
+
+
+def test_more_metrics_need_no_new_samples_where_features_are_kept(tmp_path):
+    run(config(**SMALL, keep="features"), tmp_path)
+    again = model()
+    second = run_bench(
+        config(**SMALL, keep="features", metrics=["frechet", "neighbours"]),
+        tmp_path,
+        lambda asked: ready(again, ("frechet", "neighbours")),
+    )
+    assert again.network.calls == 0
+    assert "coverage/rows-4" in second.results[0].record["values"]
+
+
+def test_a_batch_of_another_size_goes_on_with_the_same_cells(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    again = model()
+    run(config(batch_size=7), folder, again)
+    assert again.network.calls == 0
 
 
 def test_ctrl_c_keeps_what_is_done(finished, tmp_path):
@@ -103,35 +150,59 @@ def test_ctrl_c_keeps_what_is_done(finished, tmp_path):
     def interrupt(done, of, text):
         nonlocal total
         total = of
-        if text == "ddim-008" and done > 1500:
+        if text == "ddim-008" and done > 40 * 120 + 6 * 120 + 40 * 11 + 200:
             raise KeyboardInterrupt
 
-    run = run_bench(config(), subject(), tmp_path, interrupt)
-    assert 0 < len(run.results) < 9
-    assert len(run.results) + len(run.missing) == 9
-    write_report(run)
-    assert "INCOMPLETE" in (tmp_path / "report.md").read_text()
-    assert json.loads((tmp_path / "results.json").read_text())["complete"] is False
-    again = subject()
+    first = run(config(), tmp_path, progress=interrupt)
+    assert first.interrupted
+    assert [r.cell.slug for r in first.results] == ["ddim-004", "dpmpp-2m-004", "heun-003"]
+    assert len(first.results) + len(first.missing) == 9
+    assert len(list((tmp_path / "shards" / "ddim-008").glob("*.npz"))) == 1
     seen = []
-    whole = run_bench(config(), again, tmp_path, lambda done, of, text: seen.append((done, of)))
+    whole = run(config(), tmp_path, progress=lambda done, of, text: seen.append((done, of)))
     assert values(whole) == values(finished)
     assert seen[-1][0] == seen[-1][1] < total
 
 
-def test_samples_do_not_depend_on_the_batch():
-    model = subject()
-    table = build("dpmpp-2m", schedules.grid(model.schedule, 6))
-    runs = [generate(model, table, balanced(7, 3, batch_size=size)) for size in (1, 3, 7)]
-    for other in runs[1:]:
-        torch.testing.assert_close(runs[0], other, rtol=0, atol=1e-6)
+def test_seeds_guidance_and_models_are_panels_of_their_own(tmp_path):
+    settings = config(**SMALL, seeds=[0, 40], guidance=[1, 3])
+    found = run(settings, tmp_path)
+    assert [r.cell.slug for r in found.results] == [
+        "ddim-004-g1-s0", "ddim-004-g1-s40", "ddim-004-g3-s0", "ddim-004-g3-s40",
+    ]  # fmt: skip
+    assert [r.record["calls_per_image"] for r in found.results] == [4, 4, 8, 8]
+    assert [r.record["panel"] for r in found.results] == ["guidance 1"] * 2 + ["guidance 3"] * 2
+    assert len(set(rmse(found).values())) == 4
+    assert len(found.targets) == 4
 
 
-def test_a_reference_must_be_deterministic():
-    model = subject()
-    grid = schedules.grid(model.schedule, 4)
+class Diverging(ExactNoise):
+    """NaN for the samples of label 1 where noise is low."""
+
+    def forward(self, x, label, class_labels):
+        out = super().forward(x, label, class_labels)
+        bad = (class_labels == 1) & (label < 300)
+        return torch.where(bad.view(-1, 1, 1, 1), torch.nan, out)
+
+
+def test_a_solver_that_diverges_is_reported_and_the_others_go_on(tmp_path):
+    given: NetworkModel = model(network=Diverging())
+    settings = config(**(SMALL | {"solvers": ["ddim", "heun"], "nfe": [1, 4], "reference": None}))
+    found = run(settings, tmp_path, given)
+    records = {r.cell.slug: r.record for r in found.results}
+    assert records["ddim-001"]["not_finite"] == []
+    # Those of its first batch.
+    assert records["ddim-004"]["not_finite"] == list(range(1, 15, 3))
+    assert records["ddim-004"]["values"] == {}
+    before = given.network.calls
+    run(settings, tmp_path, given)
+    assert given.network.calls == before
+
+
+def test_a_reference_must_be_deterministic(tmp_path):
+    settings = config(**(SMALL | {"reference": {"steps": 4, "solver": "ddpm"}}))
     with pytest.raises(ValueError, match="ddpm draws noise"):
-        converge(model, build("ddim", grid), build("ddpm", grid), balanced(2, 3), 2)
+        run(settings, tmp_path)
 
 
 def test_spacings_and_options_are_curves_of_their_own(tmp_path):
@@ -140,58 +211,18 @@ def test_spacings_and_options_are_curves_of_their_own(tmp_path):
         {"name": "unipc-3", "label": "predictor", "options": {"corrector": False}},
     ]
     settings = config(solvers=two, nfe=[5], spacings=["lam", "uniform"], reference={"steps": 10})
-    run = run_bench(settings, subject(), tmp_path)
-    slugs = {r.cell.slug: r.rmse for r in run.results}
-    assert set(slugs) == {
+    found = rmse(run(settings, tmp_path))
+    assert set(found) == {
         f"{name}@{spacing}-005"
         for name in ("unipc-3", "predictor")
         for spacing in ("lam", "uniform")
     }
-    assert len(set(slugs.values())) == 4
+    assert len(set(found.values())) == 4
 
 
-class Sources(HTMLParser):
-    """Collects whatever a page would load."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attrs):
-        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
-
-
-def test_the_page_needs_no_other_file(finished):
-    page = (finished.folder / "report.html").read_text()
-    sources = Sources()
-    sources.feed(page)
-    assert len(sources.found) == 3 + len(finished.results)
-    assert all(source.startswith("data:image/png;base64,") for source in sources.found)
-    assert not re.search(r"https?:|url\(|@import|<script|<link", page)
-
-
-def test_the_record_is_whole(finished):
-    record = json.loads((finished.folder / "results.json").read_text())
-    assert record["complete"] is True
-    assert record["config"] == json.loads(json.dumps(config().model_dump(mode="json")))
-    assert record["seeds"] == [0, 11]
-    assert set(record["hashes"]) == {"config", "network", "extractor", "data"}
-    assert {"torch", "python", "fewstep", "device"} <= set(record["environment"])
-    rows = list(csv.DictReader((finished.folder / "results.csv").open()))
-    assert len(rows) == len(record["cells"]) == 9
-    assert float(rows[0]["frechet_rows-4"]) == record["cells"][0]["frechet_rows-4"]
-    for result in finished.results:
-        assert (finished.folder / "grids" / f"{result.cell.slug}.png").stat().st_size > 100
-
-
-def test_no_report_calls_its_distance_fid(finished):
-    for name in ("report.md", "report.html", "results.csv", "results.json"):
-        text = (finished.folder / name).read_text()
-        text = re.sub(r"base64,[^\"]*", "", text).replace("not FID", "")
-        assert "fid" not in text.lower()
-        assert "rows-4" in text
-
-
-def test_the_table_names_the_nfe_that_was_spent(finished):
-    text = (finished.folder / "report.md").read_text()
-    assert re.search(r"\| heun \| \S+ \(3\) \| \S+ \(7\) \| \S+ \(15\) \|", text)
+def test_the_frechet_distance_of_converged_samples_is_that_of_the_law(tmp_path):
+    settings = config(images=600, shard_size=600, batch_size=600, solvers=["unipc-3"], nfe=[60])
+    found = run(settings, tmp_path).results[0].record["values"]["frechet/rows-4"]
+    # Two sets of 600 of one law: means of rows have variance s^2 / 4 + that of the class means.
+    assert SPREAD**2 / 4 > found["value"] > 0
+    assert found["value"] < 5 * found["error"] + 0.02

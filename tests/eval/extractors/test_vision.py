@@ -12,6 +12,7 @@ from fewstep.eval.extractors.vision import (
     hub_file,
     pillow_bicubic,
     positions_at,
+    weights_file,
 )
 from fewstep.eval.extractors.weights import MissingWeights, sha256_of
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -230,11 +231,25 @@ def test_being_offline_downloads_nothing(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("FEWSTEP_OFFLINE", "1")
     with pytest.raises(FileNotFoundError):
-        hub_file("a/b", "config.json", None)
+        hub_file("a/b", "config.json", None, offline=False)
     assert asked == [True]
     monkeypatch.delenv("FEWSTEP_OFFLINE")
-    assert hub_file("a/b", "config.json", None).name == "config.json"
-    assert asked == [True, True, False]
+    with pytest.raises(FileNotFoundError):
+        hub_file("a/b", "config.json", None, offline=True)
+    assert asked == [True, True]
+    assert hub_file("a/b", "config.json", None, offline=False).name == "config.json"
+    assert asked == [True, True, True, False]
+
+
+def test_weights_published_as_bin_only_are_read(dino, tmp_path):
+    folder = tmp_path / "older"
+    folder.mkdir()
+    (folder / "config.json").write_text((Path(dino[1]) / "config.json").read_text())
+    torch.save(load_file(Path(dino[1]) / "model.safetensors"), folder / "pytorch_model.bin")
+    assert weights_file(str(folder)).name == "pytorch_model.bin"
+    batch = images(2, 3, 30, 30)
+    expected = dinov2(dino[1])(batch).features
+    torch.testing.assert_close(dinov2(str(folder))(batch).features, expected)
 
 
 def test_the_error_without_transformers_says_what_to_install(dino, monkeypatch):

@@ -1,0 +1,24 @@
+"""Benchmarks: models x guidance x seeds x solvers x spacings x NFE."""
+
+from .config import BenchConfig, PublishedConfig, ReferenceConfig
+from .contestant import Contestant, contestant, prepare
+from .plan import Cell, Panel, panels, plan
+from .record import Result, Target
+from .runner import Run, run_bench
+
+__all__ = [
+    "BenchConfig",
+    "Cell",
+    "Contestant",
+    "Panel",
+    "PublishedConfig",
+    "ReferenceConfig",
+    "Result",
+    "Run",
+    "Target",
+    "contestant",
+    "panels",
+    "plan",
+    "prepare",
+    "run_bench",
+]

@@ -1,0 +1,141 @@
+"""The settings of a benchmark run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from ..score import MEASURES
+from ..settings import STRICT, End, ExtractorConfig, ModelConfig, SolverConfig
+
+
+class ReferenceConfig(BaseModel):
+    """The converged solution: `solver` at `steps` for the first `images` samples.
+
+    On `check_images` of them it is checked by the solver `check`.
+    """
+
+    model_config = STRICT
+
+    solver: str = "unipc-3"
+    check: str = "dpmpp-3m"
+    steps: PositiveInt = 200
+    spacing: str = "lam"
+    images: PositiveInt = 400
+    check_images: PositiveInt = 100
+
+
+class PublishedConfig(BaseModel):
+    """Values of a paper beside ours: by curve and NFE, of one quantity such as "frechet".
+
+    A value of ours agrees if it is within `tolerance` of theirs, relative.
+    """
+
+    model_config = STRICT
+
+    source: str
+    quantity: str = "frechet"
+    tolerance: PositiveFloat = 0.03
+    values: dict[str, dict[int, float]]
+
+
+class BenchConfig(BaseModel):
+    """What `fewstep bench` runs: models x guidance x seeds x solvers x spacings x NFE."""
+
+    model_config = STRICT
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    models: tuple[ModelConfig, ...] = Field(default=(ModelConfig(id="mnist"),), min_length=1)
+    images: PositiveInt = 400
+    batch_size: PositiveInt = 100
+    shard_size: PositiveInt = 1000
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    labels: str | int = "balanced"
+    guidance: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    noise_device: str = "cpu"
+    solvers: tuple[SolverConfig, ...] = Field(min_length=1)
+    nfe: tuple[PositiveInt, ...] = Field(min_length=1)
+    spacings: tuple[str, ...] = Field(default=("lam",), min_length=1)
+    end: End = "zero"
+    extractors: tuple[ExtractorConfig, ...] = (ExtractorConfig(id="mnist-classifier"),)
+    metrics: tuple[str, ...] = ("frechet",)
+    keep: Literal["none", "features", "png", "npz"] = "none"
+    reference: ReferenceConfig | None = ReferenceConfig()
+    published: tuple[PublishedConfig, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def in_the_singular(cls, value: Any) -> Any:
+        """Accept `model`, `seed`, `extractor` and `metric`."""
+        if not isinstance(value, dict):
+            return value
+        names = {"model": "models", "seed": "seeds", "extractor": "extractors", "metric": "metrics"}
+        twice = [one for one, many in names.items() if one in value and many in value]
+        if twice:
+            raise ValueError(f"{twice[0]} and {names[twice[0]]} say the same: give one of them")
+        return {names.get(key, key): item for key, item in value.items()}
+
+    @field_validator(
+        "models", "seeds", "guidance", "nfe", "spacings", "extractors", "metrics", mode="before"
+    )
+    @classmethod
+    def one_or_many(cls, value: Any) -> Any:
+        """Accept one for a list of one."""
+        return value if isinstance(value, list | tuple) else [value]
+
+    @field_validator("nfe")
+    @classmethod
+    def ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        """Sort and drop repeats: cheap cells first, so that a stopped run shows all solvers."""
+        return tuple(sorted(set(value)))
+
+    @field_validator("solvers")
+    @classmethod
+    def told_apart(cls, value: tuple[SolverConfig, ...]) -> tuple[SolverConfig, ...]:
+        """Refuse two curves of one name: the second would overwrite the first."""
+        unique([(solver.label or solver.name, solver.spacing) for solver in value])
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse metrics that there are not."""
+        for name in value:
+            if name not in MEASURES:
+                raise ValueError(f"unknown metric {name!r}; choose from {', '.join(MEASURES)}")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def models_told_apart(cls, value: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+        """Refuse two models of one name."""
+        unique([(model.name, None) for model in value])
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def apart(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
+        """Refuse runs that share seeds: their mean would count some samples twice."""
+        images = info.data.get("images", 0)
+        for first, second in zip(sorted(value), sorted(value)[1:], strict=False):
+            if second < first + images:
+                raise ValueError(
+                    f"runs from seeds {first} and {second} overlap with {images} images each"
+                )
+        return value
+
+
+def unique(names: list[tuple[str, str | None]]) -> None:
+    """ValueError if a name is there twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name[0]} is there twice: give one of them a `label`")

@@ -1,0 +1,123 @@
+"""A model of a benchmark with all that its samples are measured by, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..extractors import Extractor, Outputs, extractor
+from ..formats import load_statistics, save_statistics
+from ..models import Model, load_model
+from ..processes import ALONE, Processes
+from ..progress import Progress, silent
+from ..score import check_measures, instruments
+from ..settings import ModelConfig
+from ..sources import open_images
+from ..statistics import Statistics, collect_statistics, facts_of
+from ..store import digest
+from .config import BenchConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """A loaded model, and by name of the extractor: the extractor, real images, and metrics."""
+
+    name: str
+    model: Model
+    extractors: Mapping[str, Extractor]
+    statistics: Mapping[str, Statistics]
+    metrics: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Digest of what the samples are compared with, and how."""
+        sides = [
+            (
+                dict(known.facts),
+                known.features.mean.numpy(),
+                known.features.n,
+                sorted(self.metrics[name]),
+            )
+            for name, known in sorted(self.statistics.items())
+        ]
+        return digest(*(part for side in sides for part in side))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it all is."""
+        return self.model.device
+
+
+def contestant(
+    name: str,
+    model: Model,
+    pairs: list[tuple[Extractor, Statistics]],
+    metrics: tuple[str, ...],
+) -> Contestant:
+    """Check that every metric can be had before the first sample is made, and build them."""
+    built = {}
+    channels = 1 if model.shape[:1] == (1,) else 3
+    for each, statistics in pairs:
+        size = statistics.origin.get("size", [channels, 32, 32])
+        probe: Outputs = each(torch.zeros(2, *size, dtype=torch.uint8))
+        check_measures(metrics, each, statistics, probe)
+        built[each.name] = instruments(metrics, statistics, probe, model.device)
+    extractors = {each.name: each for each, _ in pairs}
+    known = {each.name: statistics for each, statistics in pairs}
+    return Contestant(name, model, extractors, known, built)
+
+
+def prepare(
+    config: BenchConfig,
+    asked: ModelConfig,
+    device: torch.device,
+    folder: Path,
+    progress: Progress = silent,
+    processes: Processes = ALONE,
+) -> Contestant:
+    """Load a model and its extractors, and the statistics of its data, made once in `folder`.
+
+    What is cheap to find missing comes first: extractors, files, then the model.
+    """
+    pairs = []
+    for each in config.extractors if config.metrics else ():
+        built = extractor(each.id, device, **each.options)
+        if processes.first:
+            real_images(asked, built, folder, config.batch_size, progress)
+        processes.wait()
+        pairs.append((built, real_images(asked, built, folder, config.batch_size, progress)))
+    model = load_model(
+        asked.id,
+        device,
+        dtype=asked.dtype,
+        prompts=asked.prompts,
+        call=asked.call,
+        trust_pickle=asked.trust_pickle,
+    )
+    return contestant(asked.name, model, pairs, config.metrics)
+
+
+def real_images(
+    asked: ModelConfig, built: Extractor, folder: Path, batch_size: int, progress: Progress
+) -> Statistics:
+    """The statistics of the data of a model: the file that it names, or made from its images."""
+    files = asked.statistics
+    file = files.get(built.name) if isinstance(files, dict) else files
+    if file is not None:
+        return load_statistics(file, built.name)
+    if asked.data is None:
+        raise ValueError(
+            f"model {asked.name}: say what its samples are compared with, as `data: IMAGES` or "
+            f"`statistics: {{{built.name}: FILE}}`; or `metrics: []` for errors and times alone"
+        )
+    images = open_images(asked.data)
+    mark = digest(images.identity, facts_of(built))
+    path = folder / "statistics" / f"{built.name}-{mark}.npz"
+    if not path.exists():
+        made = collect_statistics(images, built, batch_size=batch_size, progress=progress)
+        save_statistics(made, path)
+    return load_statistics(path, built.name)

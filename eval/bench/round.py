@@ -1,0 +1,100 @@
+"""The cells that get the same noise and labels, and the jobs that make them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ...samplers import Tableau
+from ..job import Job, Keep
+from ..models import Draw, label_rule
+from ..store import digest
+from .config import BenchConfig
+from .contestant import Contestant
+from .plan import Cell, Panel, panels, plan, reference_tables
+
+OF_JOB: dict[str, Keep] = {"none": "none", "features": "none", "png": "png", "npz": "npz"}
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """The cells of a panel that start at one seed: all get the same noise and labels."""
+
+    config: BenchConfig
+    ready: Contestant
+    panel: Panel
+    seed: int
+    folder: Path
+
+    @cached_property
+    def draw(self) -> Draw:
+        """The seeds and labels."""
+        config, model = self.config, self.ready.model
+        seeds = range(self.seed, self.seed + config.images)
+        labels = label_rule(config.labels, model.classes, model.shape, seeds, config.noise_device)
+        return Draw(seeds, labels, self.panel.guidance, config.noise_device)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """What is to be run, cheap cells first."""
+        return plan(self.config, self.ready.model.schedule, self.panel, self.seed)
+
+    @cached_property
+    def references(self) -> tuple[Job, Job] | None:
+        """The jobs of the converged samples and of their check, if any are asked for."""
+        asked = self.config.reference
+        if asked is None:
+            return None
+        exact, check = reference_tables(asked, self.config.end, self.ready.model.schedule)
+        images = min(asked.images, self.config.images)
+        checked = min(asked.check_images, images)
+        converged = replace(self.job(exact, images), keep="samples")
+        return converged, replace(
+            self.job(check, checked), extractors=(), target_key=all_keys(converged)
+        )
+
+    @property
+    def reference_folders(self) -> tuple[Path, Path]:
+        """Where the shards of the two go."""
+        name = f"reference-{all_keys(self.references[0])}" if self.references else ""
+        return self.shards_of(name), self.shards_of(f"{name}-check")
+
+    def job(self, table: Tableau, images: int | None = None) -> Job:
+        """The job of a table on the first `images` seeds, or all."""
+        return Job(
+            self.ready.model,
+            table,
+            self.draw.part(slice(0, images)),
+            tuple(self.ready.extractors.values()),
+            batch_size=self.config.batch_size,
+            shard_size=self.config.shard_size,
+        )
+
+    def job_of(self, cell: Cell) -> Job:
+        """The job of a cell; its target comes when there is one."""
+        key = all_keys(self.references[0]) if self.references else ""
+        return replace(self.job(cell.table), keep=OF_JOB[self.config.keep], target_key=key)
+
+    def shards_of(self, name: str) -> Path:
+        """Where shards go."""
+        return self.folder / "shards" / name
+
+    def file_of(self, cell: Cell) -> Path:
+        """Where the result of a cell goes."""
+        return self.folder / "cells" / f"{cell.slug}.npz"
+
+
+def rounds(config: BenchConfig, ready: Contestant, folder: Path) -> list[Round]:
+    """Every guidance scale and first seed of a model."""
+    return [
+        Round(config, ready, panel, seed, folder)
+        for panel in panels(config)
+        if panel.model == ready.name
+        for seed in config.seeds
+    ]
+
+
+def all_keys(job: Job) -> str:
+    """One digest for all shards of a job."""
+    return digest([job.key(shard) for shard in job.shards])

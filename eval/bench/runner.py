@@ -1,0 +1,185 @@
+"""The benchmark runner: cell by cell, shard by shard, resumable, on several processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..job import Job
+from ..processes import ALONE, Processes, check_shared
+from ..progress import Counter, Progress, silent
+from ..settings import ModelConfig
+from ..shards import NotFinite, collect, missing_shards, run_job
+from ..store import digest, environment, read_arrays, write_arrays
+from .config import BenchConfig
+from .contestant import Contestant
+from .plan import Cell, Panel
+from .record import Result, Target, about, facts_about, measured, outcome_of, written
+from .round import Round, all_keys, rounds
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A benchmark in `folder`: settings, facts for the record, results so far, cells to come."""
+
+    config: BenchConfig
+    folder: Path
+    facts: dict[str, Any]
+    results: tuple[Result, ...]
+    targets: dict[tuple[Panel, int], Target]
+    missing: tuple[Cell, ...]
+    interrupted: bool = False
+
+
+def run_bench(
+    config: BenchConfig,
+    folder: Path,
+    prepare: Callable[[ModelConfig], Contestant],
+    progress: Progress = silent,
+    processes: Processes = ALONE,
+) -> Run:
+    """Run what `folder` does not hold yet of `config`, and return all results.
+
+    A finished cell is a file in `folder/cells` with the digest of everything that it depends on,
+    and is computed again only if that changed; an unfinished one has its shards in `folder/shards`.
+    Ctrl-C ends the run with the results so far. `prepare` loads a model when its turn comes, and
+    `progress(done, total, text)` counts network evaluations times images.
+    """
+    check_shared(folder, processes)
+    facts: dict[str, Any] = {"models": {}, "processes": processes.count}
+    results: list[Result] = []
+    targets: dict[tuple[Panel, int], Target] = {}
+    missing: list[Cell] = []
+    interrupted = False
+    counter = Counter(progress)
+    for asked in config.models:
+        ready = prepare(asked)
+        facts.setdefault("environment", environment(ready.device))
+        facts["models"][asked.name] = facts_about(ready)
+        for turn in rounds(config, ready, folder):
+            tasks = survey(turn)
+            found: list[Result] = []
+            try:
+                if not interrupted:
+                    counter.total += outstanding(turn, tasks)
+                    # All must have looked before the first writes.
+                    processes.wait()
+                    target = run_reference(turn, counter, processes)
+                    if target is not None:
+                        targets[turn.panel, turn.seed] = target
+                    for task in tasks:
+                        found.append(
+                            task.stored or run_cell(turn, task, target, counter, processes)
+                        )
+            except KeyboardInterrupt:
+                interrupted = True
+            results += found
+            missing += turn.cells[len(found) :]
+    return Run(config, folder, facts, tuple(results), targets, tuple(missing), interrupted)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A cell, its job, the digest of all that its result depends on, and that if it is known."""
+
+    cell: Cell
+    job: Job
+    key: str
+    stored: Result | None
+
+
+def survey(turn: Round) -> list[Task]:
+    """What is to be done in a round, and what was done before."""
+    jobs = [(cell, turn.job_of(cell)) for cell in turn.cells]
+    keyed = [(cell, job, digest(all_keys(job), turn.ready.key)) for cell, job in jobs]
+    return [Task(cell, job, key, read_result(turn, cell, key)) for cell, job, key in keyed]
+
+
+def outstanding(turn: Round, tasks: list[Task]) -> int:
+    """Network evaluations x images that a round still takes."""
+    parts = [(task.job, turn.shards_of(task.cell.slug)) for task in tasks if task.stored is None]
+    if turn.references is not None:
+        parts += zip(turn.references, turn.reference_folders, strict=True)
+    return sum(
+        len(shard) * job.calls_per_image
+        for job, folder in parts
+        for shard in missing_shards(job, folder)
+    )
+
+
+def run_reference(turn: Round, counter: Counter, processes: Processes) -> Target | None:
+    """The converged samples of a round, and how far another solver ends from them.
+
+    They are measured like a cell where there are as many.
+    """
+    if turn.references is None:
+        return None
+    counter.text = "reference"
+    exact, check = turn.references
+    first, second = turn.reference_folders
+    run_job(exact, first, counter.add, processes)
+    arrays = collect(exact, first)
+    samples = torch.from_numpy(arrays["samples"])
+    check = replace(check, target=samples)
+    run_job(check, second, counter.add, processes)
+    gap = collect(check, second)["square_error"]
+    whole = len(samples) == turn.config.images
+    values = written(measured(turn.ready, arrays)) if whole else {}
+    return Target(samples, math.sqrt(gap.mean()), len(gap), {"values": values})
+
+
+def run_cell(
+    turn: Round, task: Task, target: Target | None, counter: Counter, processes: Processes
+) -> Result:
+    """Make the samples of a cell and measure them; the first process measures and writes."""
+    cell, job = task.cell, replace(task.job, target=None if target is None else target.samples)
+    folder, path = turn.shards_of(cell.slug), turn.file_of(cell)
+    counter.text = cell.slug
+    peak = memory_mark(turn.ready.device)
+    try:
+        run_job(job, folder, counter.add, processes)
+    except NotFinite as error:
+        outcome: dict[str, Any] = {"not_finite": error.seeds, "values": {}}
+        pixels = np.zeros((0, 1, 1, 1), dtype=np.uint8)
+    else:
+        arrays = collect(job, folder) if processes.first else {}
+        if processes.first:
+            outcome = {"not_finite": [], **outcome_of(turn.ready, arrays)}
+            pixels = arrays["pixels"][: job.preview]
+    if processes.first:
+        record = about(cell, turn.config.images) | outcome | {"peak_bytes": peak()}
+        encoded = np.asarray(json.dumps(record, allow_nan=False))
+        write_arrays(path, task.key, {"record": encoded, "pixels": pixels})
+        if turn.config.keep == "none":
+            shutil.rmtree(folder, ignore_errors=True)
+    processes.wait()
+    result = read_result(turn, cell, task.key)
+    if result is None:
+        raise ValueError(
+            f"{path} was written and cannot be read: is the folder shared, the disk full?"
+        )
+    return result
+
+
+def read_result(turn: Round, cell: Cell, key: str) -> Result | None:
+    """The stored result of a cell, None if there is none or it belongs to another setting."""
+    arrays = read_arrays(turn.file_of(cell), key)
+    if arrays is None:
+        return None
+    return Result(cell, json.loads(str(arrays["record"])), torch.from_numpy(arrays["pixels"]))
+
+
+def memory_mark(device: torch.device) -> Callable[[], int | None]:
+    """A function that tells the most bytes allocated on a CUDA device since now, None elsewhere."""
+    if device.type != "cuda":
+        return lambda: None
+    torch.cuda.reset_peak_memory_stats(device)
+    return lambda: torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,93 @@
+"""Two runs beside each other: which differences are more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..store import read_json
+from .points import SECONDS, Quantity, Record, number, quantities
+from .tables import Table, gap, with_error
+
+# A difference of that many standard errors stands out.
+SIGNIFICANT = 2
+
+
+def load_results(folder: Path) -> Mapping[str, Any]:
+    """The results.json of a run; FileNotFoundError if there is none, ValueError if it is none."""
+    path = folder / "results.json" if folder.is_dir() else folder
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no results in {folder}: `fewstep bench` writes results.json there"
+        )
+    found = read_json(path)
+    if not isinstance(found, dict) or "cells" not in found:
+        raise ValueError(f"{path} is not the results.json of a benchmark")
+    return found
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """For every quantity that both runs have: each cell of both, and b - a.
+
+    Cells are matched by model, guidance, solver and NFE; the errors of differences on the same
+    seeds are those of paired samples. Differences beyond two standard errors are bold. Raises
+    ValueError if a quantity was made from other features, or nothing matches.
+    """
+    check_same_features(a, b)
+    left, right = ({identity(record): record for record in run["cells"]} for run in (a, b))
+    keys = [key for key in left if key in right]
+    if not keys:
+        raise ValueError("the runs have no cell in common: same model, guidance, solver and NFE")
+    shared = [
+        quantity
+        for quantity in quantities(left[key] for key in keys)
+        if any(number(right[key], quantity) is not None for key in keys)
+    ]
+    return [(quantity.title, table(quantity, left, right, keys)) for quantity in shared]
+
+
+def check_same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """ValueError if an extractor of one name has other fingerprints in the two runs."""
+    for model, there in a["models"].items():
+        here = b["models"].get(model, {}).get("extractors", {})
+        for name, each in there["extractors"].items():
+            if name in here and here[name]["fingerprint"] != each["fingerprint"]:
+                raise ValueError(
+                    f"{name} has other weights or another resize in the two runs "
+                    f"({each['fingerprint']}, {here[name]['fingerprint']}): not comparable"
+                )
+
+
+def identity(record: Record) -> tuple[Any, ...]:
+    """What two cells must share to be set against each other."""
+    return tuple(record[k] for k in ("model", "guidance", "curve", "nfe_allowed", "seed", "images"))
+
+
+def table(
+    quantity: Quantity,
+    left: Mapping[tuple[Any, ...], Record],
+    right: Mapping[tuple[Any, ...], Record],
+    keys: list[tuple[Any, ...]],
+) -> Table:
+    """One quantity of all cells of both."""
+    rows: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for key in keys:
+        a, b = number(left[key], quantity), number(right[key], quantity)
+        if a is None or b is None:
+            continue
+        change, spread = gap(right[key], left[key], quantity)
+        texts = [with_error(x, error_of(r, quantity)) for x, r in ((a, left[key]), (b, right[key]))]
+        if spread is not None and abs(change) > SIGNIFICANT * spread:
+            bold.add((len(rows), 3))
+        rows.append([left[key]["slug"], *texts, with_error(change, spread)])
+    return Table(["cell", "A", "B", "B - A"], rows, frozenset(bold))
+
+
+def error_of(record: Record, quantity: Quantity) -> float | None:
+    """The standard error of a number of a record."""
+    if quantity.key == SECONDS.key:
+        return None
+    value = record["values"].get(quantity.key, {}).get("error")
+    return None if value is None else value * quantity.scale

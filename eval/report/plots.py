@@ -1,0 +1,190 @@
+"""Plots of a benchmark: quality against NFE and against time, and what the samples look like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from torch import Tensor
+
+from ..images import tile
+from ..store import write_atomically
+from .points import Point, pareto
+
+# Okabe and Ito's palette, told apart with every kind of colour vision; the marker says it again.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE: dict[str, Any] = {
+    "linewidth": 1.6,
+    "markersize": 6,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.7,
+}
+GREY = "#666666"
+# Bands show that many standard errors to either side.
+BAND = 2
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    write_atomically(path, buffer.getvalue())
+
+
+def curves(found: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each curve, by rising NFE."""
+    by_name: dict[str, list[Point]] = {}
+    for point in found:
+        by_name.setdefault(point.curve, []).append(point)
+    return {name: sorted(each, key=lambda p: p.nfe) for name, each in by_name.items()}
+
+
+def against_nfe(
+    found: Sequence[Point],
+    label: str,
+    floors: Sequence[tuple[str, float]] = (),
+    published: Mapping[str, Mapping[int, float]] | None = None,
+) -> Figure:
+    """A quantity of every curve against NFE with bands of two standard errors, log-log.
+
+    `floors` are dashed lines with a name, `published` values are hollow marks. A solver that
+    diverges leaves the plot at the top, ten times above the worst of the first one. Quantities that
+    may be negative have a linear axis.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    positive = all(point.value > 0 for point in found)
+    for i, (name, line) in enumerate(curves(found).items()):
+        look = appearance(i)
+        axes.plot([p.nfe for p in line], [p.value for p in line], label=name, **look, **STYLE)
+        if all(p.error is not None for p in line):
+            # A log axis has no place for what a band may reach below zero.
+            least = [0.02 * p.value if positive else -np.inf for p in line]
+            spread = [BAND * (p.error or 0) for p in line]
+            low = [max(p.value - s, m) for p, s, m in zip(line, spread, least, strict=True)]
+            high = [p.value + s for p, s in zip(line, spread, strict=True)]
+            nodes = [p.nfe for p in line]
+            axes.fill_between(nodes, low, high, color=look["color"], alpha=0.13, linewidth=0)
+        theirs = (published or {}).get(name, {})
+        axes.plot(
+            list(theirs),
+            list(theirs.values()),
+            linestyle="none",
+            marker=look["marker"],
+            markersize=9,
+            markerfacecolor="none",
+            markeredgecolor=look["color"],
+        )
+    axes.set(xscale="log", xlabel="network evaluations per image (NFE)", ylabel=label)
+    if positive:
+        axes.set_yscale("log")
+    for name, value in floors:
+        floor(axes, name, value)
+    first = next(iter(curves(found).values()))
+    ceiling = 10 * max(point.value for point in first)
+    if ceiling > 0:
+        axes.set_ylim(top=min(axes.get_ylim()[1], ceiling))
+    axes.xaxis.set_major_locator(FixedLocator(sorted({p.nfe for p in found})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    tidy(axes, positive)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def against_seconds(found: Sequence[Point], label: str, lower_is_better: bool = True) -> Figure:
+    """A quantity of every curve against the seconds per image, with the Pareto front."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, line) in enumerate(curves(found).items()):
+        line = sorted(line, key=lambda p: p.seconds)
+        look = appearance(i) | {"linestyle": "none"}
+        axes.plot([p.seconds for p in line], [p.value for p in line], label=name, **look, **STYLE)
+    front = pareto(found, lower_is_better)
+    axes.plot(
+        [p.seconds for p in front],
+        [p.value for p in front],
+        color=GREY,
+        linewidth=1,
+        linestyle=(0, (4, 3)),
+        drawstyle="steps-post",
+        zorder=0,
+        label="Pareto front",
+    )
+    axes.set(xscale="log", xlabel="seconds per image", ylabel=label)
+    positive = all(point.value > 0 for point in found)
+    if positive:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    tidy(axes, positive)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def appearance(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th curve."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": "-" if i < len(COLOURS) else "--",
+    }
+
+
+def floor(axes: Axes, name: str, value: float) -> None:
+    """A dashed line with a name."""
+    axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.annotate(
+        name,
+        (0.995, value),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        xytext=(0, 3),
+        ha="right",
+        fontsize=8,
+        color=GREY,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+    )
+
+
+def tidy(axes: Axes, log: bool) -> None:
+    """Light grid, no box, plain numbers on a log axis."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, which="major", color="#DDDDDD", linewidth=0.8)
+    axes.grid(True, which="minor", axis="y", color="#F0F0F0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if log:
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(FuncFormatter(sparse_number))
+        axes.tick_params(which="minor", labelsize=7, colors=GREY)
+
+
+def sparse_number(value: float, _: int) -> str:
+    """A tick label at 1, 2 and 5 times a power of ten only."""
+    lead = value / 10 ** np.floor(np.log10(value))
+    return f"{value:.10g}" if min(abs(lead - k) for k in (1, 2, 5, 10)) < 1e-6 else ""
+
+
+def overview(sheets: Mapping[str, Mapping[str, Tensor]], count: int = 10) -> Figure:
+    """The same `count` samples from every cell: `sheets[row][column]`, uint8 [N, C, H, W]."""
+    columns = list(dict.fromkeys(column for row in sheets.values() for column in row))
+    size = (1.75 * len(columns) + 1.2, 0.82 * len(sheets) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(sheets), len(columns), squeeze=False)
+    for line, (name, row) in zip(axes, sheets.items(), strict=True):
+        for place, column in zip(line, columns, strict=True):
+            place.set(xticks=[], yticks=[])
+            place.spines[:].set_visible(False)
+            if column in row and len(row[column]):
+                picture = tile(row[column][:count], columns=5, gap=1, paper=255)
+                place.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    for place, column in zip(axes[0], columns, strict=True):
+        place.set_title(column, fontsize=9)
+    return figure

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fewstep.eval.bench import run_bench
+from fewstep.eval.report import write_report
+from PIL import Image
+
+from ..bench.fakes import config, model, ready
+
+pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
+METRICS = ("frechet", "neighbours")
+
+
+def made(folder, **changes):
+    settings = config(nfe=[4, 8], metrics=METRICS, **changes)
+    run = run_bench(settings, folder, lambda asked: ready(model(), METRICS))
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("report"))
+
+
+class Sources(HTMLParser):
+    """Collects whatever a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+
+def test_the_page_needs_no_other_file(finished):
+    page = (finished.folder / "report.html").read_text()
+    sources = Sources()
+    sources.feed(page)
+    # Two quantities against NFE, the Pareto front, the overview; a grid for every cell.
+    assert len(sources.found) == 4 + len(finished.results)
+    assert all(source.startswith("data:image/png;base64,") for source in sources.found)
+    assert not re.search(r"https?:|url\(|@import|<script|<link", page)
+
+
+def test_the_record_is_whole(finished):
+    record = json.loads((finished.folder / "results.json").read_text())
+    assert record["complete"] is True
+    assert record["config"] == json.loads(json.dumps(finished.config.model_dump(mode="json")))
+    assert {"torch", "python", "fewstep", "device"} <= set(record["environment"])
+    about = record["models"]["gaussian"]
+    assert about["fingerprint"] == model().fingerprint
+    assert about["extractors"]["rows-4"]["reference"]["n"] == 600
+    assert record["references"][0]["images"] == 40
+    rows = list(csv.DictReader((finished.folder / "results.csv").open()))
+    assert len(rows) == len(record["cells"]) == 6
+    cell = record["cells"][0]["values"]["frechet/rows-4"]
+    assert float(rows[0]["frechet/rows-4"]) == cell["value"]
+    assert float(rows[0]["frechet/rows-4 ±"]) == cell["error"]
+    for result in finished.results:
+        assert Image.open(finished.folder / "grids" / f"{result.cell.slug}.png").width > 50
+
+
+def test_no_report_calls_its_distance_fid(finished):
+    for name in ("report.md", "report.html", "results.csv", "results.json"):
+        text = (finished.folder / name).read_text()
+        text = re.sub(r"base64,[^\"]*", "", text).replace("is FID", "")
+        assert not re.search(r"\bfid\b", text.lower())
+        assert "rows-4" in text
+
+
+def test_the_table_names_the_nfe_that_was_spent(finished):
+    text = (finished.folder / "report.md").read_text()
+    assert re.search(r"\| heun \| [^|]+ \(3\) \| [^|]+ \(7\) \|", text)
+
+
+def test_every_plot_that_is_named_is_there(finished):
+    text = (finished.folder / "report.md").read_text()
+    names = re.findall(r"\]\(([^)]+\.png)\)", text)
+    assert set(names) == {"frechet-vs-nfe.png", "rmse-vs-nfe.png", "pareto.png", "samples.png"}
+    for name in names:
+        assert Image.open(finished.folder / name).width > 300
+
+
+def test_a_published_value_is_set_beside_ours(tmp_path):
+    published = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"ddim": {4: 99.0}}}
+    made(tmp_path, published=[published], solvers=["ddim"])
+    text = (tmp_path / "report.md").read_text()
+    assert "Published: a paper" in text
+    assert re.search(r"\| ddim \| 4 \| [^|]+ \| 99 \| -\d+\.\d% \| differs \|", text)
+
+
+def test_published_fids_are_not_set_beside_other_features(tmp_path):
+    published = {"source": "a paper", "values": {"ddim": {4: 99.0}}}
+    made(tmp_path, published=[published], solvers=["ddim"])
+    assert "a paper" not in (tmp_path / "report.md").read_text()
+
+
+def test_panels_have_sections_and_pictures_of_their_own(tmp_path):
+    made(tmp_path, guidance=[1, 2], solvers=["ddim", "dpmpp-2m"])
+    text = (tmp_path / "report.md").read_text()
+    for scale in (1, 2):
+        assert f"## RMSE to the converged samples (guidance {scale})" in text
+        assert (tmp_path / f"rmse-vs-nfe-guidance-{scale}.png").exists()
+
+
+def test_repeats_show_mean_and_least(tmp_path):
+    made(tmp_path, seeds=[0, 40], solvers=["ddim"])
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| ddim \| \**[^|]+, min [^|]+ \|", text)
+    assert "seeds 0 to 39 and 40 to 79" in text
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    def interrupt(done, of, text):
+        if text.startswith("heun"):
+            raise KeyboardInterrupt
+
+    settings = config(nfe=[4])
+    run = run_bench(settings, tmp_path, lambda asked: ready(), interrupt)
+    write_report(run)
+    assert "INCOMPLETE: 1 cells" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["missing"] == ["heun-003"]
+
+
+def test_a_run_without_any_result_has_a_report(tmp_path):
+    def interrupt(done, of, text):
+        raise KeyboardInterrupt
+
+    run = run_bench(config(), tmp_path, lambda asked: ready(), interrupt)
+    write_report(run)
+    assert "INCOMPLETE: 9 cells" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from fewstep.eval.report import compare, load_results
+
+from .records import estimate, record
+
+KEY = "frechet/rows-4"
+
+
+def run(value, *, seed=0, spread=0.1, fingerprint="f", curve="ddim", replicates=0):
+    cell = record(curve, seed=seed, values={KEY: estimate(value, spread, replicates)})
+    models = {"m": {"extractors": {"rows-4": {"fingerprint": fingerprint}}}}
+    return {"cells": [cell], "models": models}
+
+
+def test_a_difference_beyond_chance_stands_out():
+    (_, table), *_ = compare(run(1.0), run(2.0))
+    assert table.rows[0][0] == "ddim-005"
+    assert table.bold == {(0, 3)}
+    # Independent scatter three times the difference.
+    (_, table), *_ = compare(run(1.0, spread=0.4), run(1.2, spread=0.4, replicates=1))
+    assert table.bold == frozenset()
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="not comparable"):
+        compare(run(1.0), run(1.0, fingerprint="g"))
+    with pytest.raises(ValueError, match="no cell in common"):
+        compare(run(1.0), run(1.0, curve="heun"))
+
+
+def test_results_are_found_in_a_folder(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(run(1.0)))
+    assert load_results(tmp_path) == load_results(tmp_path / "results.json")
+    with pytest.raises(FileNotFoundError, match="no results in"):
+        load_results(tmp_path / "none")
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"not the results\.json"):
+        load_results(tmp_path)
