@@ -1,0 +1,11 @@
+"""The command `fewstep`: it parses, calls and prints."""
+
+from . import bench, generate, models, score, tables
+from .app import app
+
+__all__ = ["app", "bench", "generate", "main", "models", "score", "tables"]
+
+
+def main() -> None:
+    """Run the command."""
+    app()

@@ -1,0 +1,5 @@
+"""`python -m fewstep.cli`, for `accelerate launch -m`."""
+
+from . import main
+
+main()

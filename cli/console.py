@@ -1,0 +1,138 @@
+"""What all commands share: where they print, how they fail, how far they are."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from .. import schedules
+
+out = Console()
+err = Console(stderr=True)
+
+USAGE, MISSING, INTERRUPTED, NUMERIC = 2, 3, 4, 5
+# Where nobody watches a terminal, a line every so many seconds.
+QUIET = 30.0
+
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ..; auto takes an accelerator if any.")
+]
+Spacing = Annotated[
+    str, typer.Option(help=f"How the nodes are placed: {', '.join(schedules.SPACINGS)}, ..")
+]
+Nfe = Annotated[int, typer.Option(min=1, help="Network evaluations per image.")]
+
+
+class ForPeople(TyperGroup):
+    """Errors are one line, and the exit code says of which kind: see `fewstep --help`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a polite request to end is as good as Ctrl-C."""
+        before = signal.signal(signal.SIGTERM, interrupt)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            err.print("interrupted; the same command goes on from what is saved")
+            raise typer.Exit(INTERRUPTED) from error
+        except (OSError, ImportError) as error:
+            raise failed(ctx, error, MISSING) from error
+        except ArithmeticError as error:
+            raise failed(ctx, error, NUMERIC) from error
+        except ValueError as error:
+            raise failed(ctx, error, USAGE) from error
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """End as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def failed(ctx: Any, error: Exception, code: int) -> typer.Exit:
+    """Say what went wrong, and give the exit that says of which kind it was."""
+    err.print(f"[red]fewstep {ctx.invoked_subcommand}:[/] {escape(str(error))}", highlight=False)
+    return typer.Exit(code)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """Give a function (done, total, text) that shows the way left, on stderr.
+
+    A bar on a terminal; elsewhere a line every half minute.
+    """
+    if not err.is_terminal:
+        yield lines(title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}", style="dim"),
+        TextColumn("{task.fields[text]}", style="dim"),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(title, total=None, text="", speed="")
+
+        def show(done: int, total: int, text: str) -> None:
+            rate = bar.tasks[0].speed
+            speed = "" if rate is None else f"{rate:.0f}/s"
+            bar.update(task, completed=done, total=total, text=text, speed=speed)
+
+        yield show
+
+
+def lines(title: str) -> Any:
+    """A function (done, total, text) that prints a line now and then."""
+    start = last = time.monotonic()
+
+    def show(done: int, total: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < QUIET or not done:
+            return
+        last = now
+        left = (now - start) * (total - done) / done
+        err.print(f"{title}: {done / total:.0%}, {left:.0f} s left, {text}", highlight=False)
+
+    return show
+
+
+def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    """Print a table: names on the left, numbers right-aligned."""
+    out.print(f"\n[bold]{escape(title)}[/]", highlight=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for i, column in enumerate(head):
+        # Names may wrap where the terminal is narrow, numbers are not to be cut.
+        place: Any = {"justify": "right", "no_wrap": True} if i else {"overflow": "fold"}
+        table.add_column(escape(column), **place)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def print_lines(title: str, rows: list[list[str]]) -> None:
+    """Print a heading, and what is said of each thing below it."""
+    out.print(f"\n[bold]{escape(title)}[/]", highlight=False)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        out.print(f"  {name:<{width}}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def listed(text: str | None) -> list[str] | None:
+    """The items of a comma-separated option."""
+    return None if text is None else [item.strip() for item in text.split(",") if item.strip()]

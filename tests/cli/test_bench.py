@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from fewstep.cli import bench as command
+from fewstep.eval.bench import runner
+from fewstep.eval.store import read_json, write_json
+
+from .typed import run, wide  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with an untrained digit model of a few hundred parameters."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=[4],
+        layers_per_block=1,
+        down_block_types=["DownBlock2D"],
+        up_block_types=["UpBlock2D"],
+        norm_num_groups=2,
+        num_class_embeds=11,
+        add_attention=False,
+    )
+    folder = tmp_path_factory.mktemp("zoo") / "model"
+    DDPMPipeline(unet=network, scheduler=DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def bench_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "name: tiny\nimages: 6\nsolvers: [ddim, heun]\nnfe: [3, 2]\n"
+        "reference: {steps: 4, check_images: 2}\n"
+    )
+    return path
+
+
+def test_bench_writes_a_run_and_options_override(model, bench_file, tmp_path):
+    text = run(
+        *("bench", bench_file, "--model", model, "--nfe", "2,4", "--out", tmp_path / "runs"),
+        *("--metrics", "frechet,score", "--set", "batch_size=4", "--guidance", "1,2"),
+    )
+    assert "Frechet distance (mnist-classifier-64 features) (guidance 2)" in text
+    folder = tmp_path / "runs" / "tiny"
+    for name in ("report.html", "report.md", "results.csv", "rmse-vs-nfe-guidance-1.png"):
+        assert (folder / name).stat().st_size > 100
+    record = json.loads((folder / "results.json").read_text())
+    assert record["config"]["nfe"] == [2, 4]
+    assert record["config"]["batch_size"] == 4
+    assert record["config"]["models"][0]["data"] == "mnist"
+    assert {cell["curve"] for cell in record["cells"]} == {"ddim", "heun"}
+    assert len(record["cells"]) == 8
+
+
+def test_bench_of_errors_and_times_alone_needs_no_data(model, bench_file, tmp_path):
+    text = run("bench", bench_file, "--model", model, "--out", tmp_path, "--set", "metrics=[]")
+    assert "RMSE" in text
+    assert "Frechet" not in text
+    assert not (tmp_path / "tiny" / "statistics").exists()
+
+
+def test_a_dry_run_says_what_would_run_and_makes_nothing(model, bench_file, tmp_path):
+    text = run("bench", bench_file, "--model", model, "--out", tmp_path / "runs", "--dry-run")
+    assert "heun-003" in text
+    # ddim 2 and 3, heun 1 and 3: 9 evaluations of 6 images.
+    assert "54 network evaluations x images" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_bench_says_so_and_goes_on(model, bench_file, tmp_path, monkeypatch):
+    arguments = ("bench", bench_file, "--model", model, "--out", tmp_path / "runs")
+    whole = runner.run_cell
+
+    def interrupt(turn, task, *rest):
+        if task.cell.slug == "heun-003":
+            raise KeyboardInterrupt
+        return whole(turn, task, *rest)
+
+    monkeypatch.setattr(runner, "run_cell", interrupt)
+    assert "interrupted with 1 cells to go" in run(*arguments, code=4)
+    assert "INCOMPLETE" in (tmp_path / "runs" / "tiny" / "report.md").read_text()
+    monkeypatch.setattr(runner, "run_cell", whole)
+    assert "interrupted with" not in run(*arguments)
+
+
+def test_samples_that_are_not_finite_are_code_5_with_a_report(model, bench_file, tmp_path):
+    broken = tmp_path / "broken"
+    pipe = DDPMPipeline.from_pretrained(model)
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(torch.nan)
+    pipe.save_pretrained(broken)
+    arguments = (
+        "bench",
+        bench_file,
+        "--model",
+        broken,
+        "--out",
+        tmp_path,
+        "--set",
+        "reference=null",
+    )
+    assert "samples that are not finite in" in run(*arguments, code=5)
+    assert "diverged" in (tmp_path / "tiny" / "report.md").read_text()
+    assert json.loads((tmp_path / "tiny" / "results.json").read_text())["cells"][0]["not_finite"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["bench", "nope"], "no configuration 'nope'", 2),
+        (["bench", "--solvers", "ddim,ddim"], "twice", 2),
+        (["bench", "--set", "images"], "key=value", 2),
+        (["bench", "--metrics", "frechet,fid"], "unknown metric 'fid'", 2),
+        (["bench", "--metrics", "spatial"], "spatial", 2),
+        (["bench", "--device", "gpu"], "no device 'gpu'", 2),
+        (["bench", "--set", "extractors=[nope]"], "no extractor 'nope'", 2),
+        (["bench", "--model", "no/such-model"], "no model 'no/such-model'", 3),
+        (["bench", "--data", "nowhere"], "no images at nowhere", 3),
+        (["report", "nowhere"], "no results in nowhere", 3),
+        (["report", "a", "b", "c"], "compares two runs", 2),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(arguments, message, code, tmp_path):
+    if arguments[0] == "bench":
+        arguments = [*arguments, "--out", tmp_path]
+    text = run(*arguments, code=code)
+    assert message in text
+    assert text.startswith(f"fewstep {arguments[0]}: ")
+    assert "Traceback" not in text
+    assert not list(tmp_path.rglob("shards"))
+
+
+@pytest.fixture
+def two_runs(model, bench_file, tmp_path):
+    for name, spacing in (("a", "uniform"), ("b", "lam")):
+        run("bench", bench_file, "--model", model, "--name", name, "--spacings", spacing,
+            "--out", tmp_path)  # fmt: skip
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_report_compares_two_runs(two_runs, tmp_path):
+    a, b = two_runs
+    text = run("report", a, b, "--out", tmp_path / "both.html")
+    assert "B - A" in text
+    assert "ddim-003" in text
+    assert (tmp_path / "both.html").read_text().startswith("<!doctype html>")
+    run("report", a, b, "--out", tmp_path / "both.md")
+    assert "| B - A |" in (tmp_path / "both.md").read_text()
+    assert ".txt" in run("report", a, b, "--out", tmp_path / "both.txt", code=2)
+    alone = run("report", a)
+    assert "milliseconds per image" in alone
+
+
+def test_report_refuses_other_features(two_runs):
+    a, b = two_runs
+    record = read_json(b / "results.json")
+    record["models"]["model"]["extractors"]["mnist-classifier-64"]["fingerprint"] = "0" * 16
+    write_json(b / "results.json", record)
+    assert "not comparable" in run("report", a, b, code=2)
+
+
+def test_the_first_model_is_changed_and_keeps_its_data(tmp_path):
+    values = {"model": "mnist", "images": 3}
+    assert command.with_model(values, "x/y", None) == {
+        "images": 3,
+        "models": [{"id": "x/y", "data": "mnist"}],
+    }
+    stats = tmp_path / "s.npz"
+    np.savez(stats, mu=np.zeros(2), sigma=np.eye(2))
+    many = {"models": [{"id": "a", "data": "d"}, "b"]}
+    assert command.with_model(many, None, str(stats))["models"] == [
+        {"id": "a", "statistics": str(stats)},
+        "b",
+    ]
+    assert many["models"][0] == {"id": "a", "data": "d"}

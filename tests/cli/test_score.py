@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from fewstep import zoo
+from fewstep.cli import app
+from fewstep.eval.formats import load_statistics
+from fewstep.eval.images import quantise, save_image
+from typer.testing import CliRunner
+
+# Sixty digits of both sides, small enough for the warning that 64 features are more.
+pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
+DIGITS = ("--extractor", "mnist-classifier", "--device", "cpu")
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def refused(*arguments, code=2):
+    found = run(*arguments, code=code)
+    assert found.stdout == ""
+    assert found.stderr.startswith(f"fewstep {arguments[0]}: ")
+    # Whatever the width of the terminal.
+    return " ".join(found.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    """Two .npz files of digits, the first also as a folder of PNG files."""
+    folder = tmp_path_factory.mktemp("sides")
+    pixels = quantise(zoo.mnist().images[::80][:120])
+    for name, part in (("a", pixels[::2]), ("b", pixels[1::2])):
+        np.savez(folder / f"{name}.npz", arr_0=part.permute(0, 2, 3, 1).numpy())
+    for i, image in enumerate(pixels[::2]):
+        save_image(image, folder / "a" / f"{i:03}.png")
+    return folder
+
+
+def values(text):
+    return json.loads(text)["values"]
+
+
+def test_json_is_all_that_is_on_stdout_and_the_same_in_the_file(sides, tmp_path):
+    found = run(
+        "score", sides / "a.npz", "--ref", sides / "b.npz", *DIGITS, "--json",
+        "--metrics", "frechet,kernel,score,neighbours", "--out", tmp_path / "a.json",
+    )  # fmt: skip
+    record = json.loads(found.stdout)
+    assert record == json.loads((tmp_path / "a.json").read_text())
+    assert (record["n"], record["n_reference"]) == (60, 60)
+    assert record["extractor"] == "mnist-classifier-64"
+    assert record["lossy"] is False
+    assert set(record["values"]) == {
+        "frechet", "kernel", "score", "precision", "recall", "density", "coverage",
+    }  # fmt: skip
+    frechet = record["values"]["frechet"]
+    assert frechet["title"] == "Frechet distance (mnist-classifier-64 features)"
+    assert frechet["value"] > frechet["corrected"]
+    assert 0 < frechet["error"] < frechet["value"]
+    assert "FID" not in found.stdout
+
+
+def test_numbers_are_readable_in_80_columns(sides, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ("score", sides / "a.npz", "--ref", sides / "b.npz", *DIGITS)
+    names = ("--metrics", "frechet,kernel,neighbours")
+    rows = run(*arguments, *names).stdout.strip().splitlines()
+    truth = values(run(*arguments, *names, "--json").stdout)
+    assert rows[0].startswith("60 images against 60, mnist-classifier-64")
+    assert len(rows) == 1 + len(truth)
+    for row, each in zip(rows[1:], truth.values(), strict=True):
+        value, _, error = row.split()[:3]
+        assert float(value) == pytest.approx(each["value"], abs=each["error"] / 10)
+        assert float(error) == pytest.approx(each["error"], rel=0.1)
+        assert each["title"] in row
+    # A share would leave 0..1 and a distance has a bias.
+    assert ["without bias" in row for row in rows[1:]] == [True, True, *[False] * 4]
+
+
+def test_statistics_made_once_give_the_same_numbers(sides, tmp_path):
+    told = run("stats", sides / "b.npz", *DIGITS, "--out", tmp_path / "b.npz", "--members", 30)
+    assert told.stdout.startswith("60 images (extractor mnist-classifier-64")
+    assert "30 features" in told.stdout
+    direct, stored = (
+        values(run("score", sides / "a", "--ref", each, *DIGITS, "--json").stdout)
+        for each in (sides / "b.npz", tmp_path / "b.npz")
+    )
+    assert stored["frechet"]["value"] == pytest.approx(direct["frechet"]["value"], rel=1e-9)
+
+
+def test_an_array_and_a_folder_of_the_same_images_score_the_same(sides):
+    a, b = (
+        values(run("score", each, "--ref", sides / "b.npz", *DIGITS, "--json").stdout)
+        for each in (sides / "a", sides / "a.npz")
+    )
+    assert a == b
+
+
+def test_scores_in_order(sides, tmp_path):
+    pixels = np.load(sides / "a.npz")["arr_0"]
+    np.savez(tmp_path / "sorted.npz", arr_0=pixels.repeat(10, 0))
+    found = [
+        values(
+            run(
+                "score", tmp_path / "sorted.npz", "--ref", sides / "b.npz", *DIGITS, "--json",
+                "--metrics", "score", *more,
+            ).stdout
+        )["score"]["value"]
+        for more in ((), ("--in-order",))
+    ]  # fmt: skip
+    assert found[1] < found[0] - 1
+
+
+def test_foreign_statistics_are_rewritten_without_any_network(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    arrays = {"mu": x.mean(0), "sigma": np.cov(x.T)}
+    np.savez(tmp_path / "edm.npz", **arrays)
+    out = tmp_path / "ours.npz"
+    told = run("stats", tmp_path / "edm.npz", "--convention", "clean", "--out", out)
+    assert "an unknown number of images (extractor inception, resize clean to 299)" in told.stdout
+    assert load_statistics(out).facts["resize"] == "clean to 299"
+    assert np.array_equal(load_statistics(out).features.cov, arrays["sigma"])
+    refused("stats", out, "--out", tmp_path / "a.pkl")
+    (tmp_path / "img.pkl").write_bytes(pickle.dumps({"num_images": 50, "fid": arrays}))
+    run("stats", tmp_path / "img.pkl", "--out", tmp_path / "from_edm2.npz")
+    assert load_statistics(tmp_path / "from_edm2.npz").features.n == 50
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--metrics", "fid"], "unknown metric 'fid'; choose from frechet"),
+        (["--metrics", ","], "--metrics names none"),
+        (["--metrics", "spatial"], "spatial needs spatial"),
+        (["--metrics", "cmmd"], "unit length"),
+        (["--convention", "clean"], "are images: the extractor resizes them"),
+        (["--extractor", "nope"], "there is no extractor 'nope'"),
+        (["--option", "nope"], "--option wants key=value, not 'nope'"),
+        (["--option", "a=["], "no value that YAML knows"),
+        (["--option", "colour=1"], "does not take colour=1"),
+        (["--device", "nope"], "device 'nope'"),
+        (["--size", "8"], "28 x 28"),
+    ],
+)
+def test_a_mistake_is_found_before_the_reference_is_read(more, message, sides, monkeypatch):
+    def forbidden(*each, **options):
+        raise AssertionError("the reference was read")
+
+    monkeypatch.setattr("fewstep.eval.evaluate.collect_statistics", forbidden)
+    assert message in refused("score", sides / "a.npz", "--ref", sides / "b.npz", *DIGITS, *more)
+
+
+def test_statistics_of_another_extractor_are_refused(sides, tmp_path):
+    run("stats", sides / "b.npz", *DIGITS, "--out", tmp_path / "b.npz")
+    text = refused(
+        "score", sides / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "pixels",
+        "--option", "channels=1",
+    )  # fmt: skip
+    assert "extractor: 'mnist-classifier-64' there, 'pixels' here" in text
+
+
+def test_where_statistics_cannot_go_is_said_before_they_are_made(sides, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.cli.score.reference_statistics", None)
+    assert "written as .npz" in refused("stats", sides / "b.npz", *DIGITS, "--out", tmp_path / "x")
+    assert "not mnist-classifier-64" in refused(
+        "stats", sides / "b.npz", *DIGITS, "--out", tmp_path / "x.pkl"
+    )
+
+
+def test_what_is_missing_is_code_3(sides, tmp_path, monkeypatch):
+    for name in ("FEWSTEP_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("FEWSTEP_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    a = sides / "a.npz"
+    assert "no copy found" in refused("score", a, "--ref", sides / "b.npz", code=3)
+    assert "no images at" in refused("score", "nope", "--ref", a, *DIGITS, code=3)
+    assert "no images at" in refused("score", a, "--ref", "nope.npz", *DIGITS, code=3)
+    assert "no reference" in refused("score", a, "--ref", "nope.pkl", *DIGITS, code=3)
+    assert "no images at" in refused("stats", "nope", "--out", tmp_path / "a.npz", *DIGITS, code=3)
+
+
+def test_numbers_that_are_not_finite_are_code_5(sides, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.zoo.Classifier.features", lambda self, x: x.flatten(1)[:, :64] / 0)
+    a = sides / "a.npz"
+    for command in (("score", a, "--ref", a), ("stats", a, "--out", tmp_path / "a.npz")):
+        text = refused(*command, *DIGITS, code=5)
+        assert "features that are not finite" in text
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_jpeg_files_are_warned_of_beside_the_numbers(sides, tmp_path):
+    from PIL import Image
+
+    for i in range(3):
+        Image.open(sides / "a" / f"{i:03}.png").save(tmp_path / f"{i}.jpg")
+    arguments = ("score", tmp_path, "--ref", sides / "b.npz", *DIGITS)
+    told = run(*arguments)
+    assert "JPEG" in told.stderr
+    assert "JPEG" not in told.stdout
+    assert json.loads(run(*arguments, "--json").stdout)["lossy"] is True
+
+
+def test_the_doctor_is_always_well():
+    text = run("doctor", "--device", "cpu").stdout
+    for heading in ("This machine", "Optional packages", "Weights of extractors", "Network"):
+        assert heading in text
+    assert "mnist-classifier  bundled" in text
+    assert "device 'nope'" in refused("doctor", "--device", "nope")
