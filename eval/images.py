@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from .store import write_atomically
 
@@ -36,6 +37,8 @@ def dequantise(pixels: Tensor) -> Tensor:
 
 def tile(pixels: Tensor, columns: int = 10, gap: int = 2, paper: int = 128) -> Pixels:
     """Lay out uint8 images [N, C, H, W], row by row, as one picture [H', W'] or [H', W', 3]."""
+    # Of latents, which have more, the first three.
+    pixels = pixels[:, : 3 if pixels.shape[1] >= 3 else 1]
     n, channels, height, width = pixels.shape
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -56,6 +59,16 @@ def save_image(pixels: Tensor, path: Path) -> None:
     picture = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def thumbnails(pixels: Tensor, side: int = 128) -> Tensor:
+    """The images [N, C, H, W] shrunk to at most `side` pixels, uint8; small ones as they are."""
+    longest = max(pixels.shape[2:])
+    if longest <= side:
+        return pixels
+    size = [max(1, round(length * side / longest)) for length in pixels.shape[2:]]
+    small = functional.interpolate(pixels.float(), size, mode="area")
+    return small.round().to(torch.uint8)
 
 
 def save_grid(pixels: Tensor, path: Path, columns: int = 10, zoom: int = 2) -> None:

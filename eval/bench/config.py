@@ -69,6 +69,7 @@ class BenchConfig(BaseModel):
     extractors: tuple[ExtractorConfig, ...] = (ExtractorConfig(id="mnist-classifier"),)
     metrics: tuple[str, ...] = ("frechet",)
     keep: Literal["none", "features", "png", "npz"] = "none"
+    preview: PositiveInt = 100
     reference: ReferenceConfig | None = ReferenceConfig()
     published: tuple[PublishedConfig, ...] = ()
 

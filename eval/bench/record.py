@@ -69,6 +69,7 @@ def outcome_of(ready: Contestant, arrays: Arrays) -> dict[str, Any]:
         "values": written(values),
         "calls_per_image": float(arrays["calls"]) / count,
         "seconds_per_image": float(arrays["seconds"]) / count,
+        "calls_per_second": float(arrays["calls"]) / float(arrays["seconds"]),
         "outside": float(arrays["outside"].mean()),
     }
 

@@ -67,6 +67,7 @@ class Round:
             table,
             self.draw.part(slice(0, images)),
             tuple(self.ready.extractors.values()),
+            preview=self.config.preview,
             batch_size=self.config.batch_size,
             shard_size=self.config.shard_size,
         )

@@ -69,7 +69,7 @@ def run_bench(
             found: list[Result] = []
             try:
                 if not interrupted:
-                    counter.total += outstanding(turn, tasks)
+                    counter.total += outstanding(turn, tasks, processes)
                     # All must have looked before the first writes.
                     processes.wait()
                     target = run_reference(turn, counter, processes)
@@ -103,15 +103,15 @@ def survey(turn: Round) -> list[Task]:
     return [Task(cell, job, key, read_result(turn, cell, key)) for cell, job, key in keyed]
 
 
-def outstanding(turn: Round, tasks: list[Task]) -> int:
-    """Network evaluations x images that a round still takes."""
+def outstanding(turn: Round, tasks: list[Task], processes: Processes) -> int:
+    """Network evaluations x images that a round still takes of this process."""
     parts = [(task.job, turn.shards_of(task.cell.slug)) for task in tasks if task.stored is None]
     if turn.references is not None:
         parts += zip(turn.references, turn.reference_folders, strict=True)
     return sum(
         len(shard) * job.calls_per_image
         for job, folder in parts
-        for shard in missing_shards(job, folder)
+        for shard in missing_shards(job, folder)[processes.rank :: processes.count]
     )
 
 

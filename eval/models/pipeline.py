@@ -25,7 +25,7 @@ CLASS_ARGUMENT = "class_labels"
 DECIDED = (
     *("prompt", CLASS_ARGUMENT, "guidance_scale", "generator", "latents"),
     *("batch_size", "num_images_per_prompt", "num_inference_steps", "timesteps", "sigmas"),
-    *("output_type", "return_dict"),
+    "return_dict",
 )
 
 
@@ -35,8 +35,9 @@ class PipelineModel:
 
     `call` are arguments of every call, such as height or a negative prompt. With `prompts`, label k
     stands for prompt k; a pipeline that takes `class_labels` gets the labels themselves, of
-    `classes`. The guidance goes to the pipeline as its `guidance_scale`. ValueError for arguments
-    that it does not take, or that are not for `call`.
+    `classes`. The guidance goes to the pipeline as its `guidance_scale`. With `output_type` "latent"
+    in `call` the latents stand for the images. ValueError for arguments that it does not take, or
+    that are not for `call`.
     """
 
     name: str
@@ -51,6 +52,8 @@ class PipelineModel:
             if key in DECIDED or key not in self.takes:
                 free = ", ".join(sorted(self.takes - set(DECIDED)))
                 raise ValueError(f"{key} is no argument for {self.name}; there is {free}")
+        if self.call.get("output_type", "np") not in ("np", "latent"):
+            raise ValueError(f"output_type is np or latent, not {self.call['output_type']!r}")
 
     @cached_property
     def takes(self) -> frozenset[str]:
@@ -99,11 +102,12 @@ class PipelineModel:
         draw_from(streams, use(self.pipe, table, verbose=False))
         self.pipe.set_progress_bar_config(disable=True)
         out = self.pipe(
-            **{**self.call, **self.conditions(draw)},
+            **{"output_type": "np", **self.call, **self.conditions(draw)},
             generator=streams,
             num_inference_steps=table.grid.nfe,
-            output_type="np",
         )
+        if self.call.get("output_type") == "latent":
+            return out.images.float()
         # [0, 1], channels last.
         pictures = torch.from_numpy(np.asarray(out.images, dtype=np.float32)).to(self.device)
         return pictures.movedim(-1, 1) * 2 - 1

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bench import PublishedConfig, Run
-from ..images import quantise, save_grid
+from ..images import quantise, save_grid, thumbnails
 from ..score import INCEPTION
 from ..store import write_atomically, write_json
 from .page import Block, Picture, Section, markdown, page
@@ -32,7 +32,7 @@ def write_report(run: Run) -> Path:
     records = [result.record for result in run.results]
     for result in run.results:
         if len(result.pixels):
-            save_grid(result.pixels, folder / "grids" / f"{result.cell.slug}.png")
+            save_grid(thumbnails(result.pixels), folder / "grids" / f"{result.cell.slug}.png")
     write_json(folder / "results.json", to_json(run))
     write_atomically(folder / "results.csv", to_csv(records))
     write_parquet(records, folder / "results.parquet")
@@ -130,7 +130,7 @@ def of_panel(
         file = f"pareto{slug and '-' + slug}.png"
         figure = against_seconds(some, main.title, main.lower_is_better)
         save_figure(figure, run.folder / file)
-        caption = f"{main.title} against seconds per image{place}"
+        caption = f"{main.title} against the time per image{place}"
         yield Section(f"Quality against time{place}", (Picture(file, caption),))
     file = f"samples{slug and '-' + slug}.png"
     save_figure(overview(sheets(run, names, title)), run.folder / file)
@@ -166,11 +166,11 @@ def sheets(run: Run, names: set[str], title: str) -> dict[str, dict[str, Tensor]
     found: dict[str, dict[str, Tensor]] = {}
     for result in sorted(chosen, key=lambda r: r.cell.nfe):
         row = found.setdefault(result.cell.curve, {})
-        row[f"NFE {result.cell.nfe}"] = result.pixels
+        row[f"NFE {result.cell.nfe}"] = thumbnails(result.pixels)
     for (panel, _), target in run.targets.items():
         if panel.title == title:
             for row in found.values():
-                row["reference"] = quantise(target.samples)
+                row["reference"] = thumbnails(quantise(target.samples[: run.config.preview]))
     return found
 
 

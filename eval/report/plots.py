@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
@@ -100,16 +101,17 @@ def against_nfe(
 
 
 def against_seconds(found: Sequence[Point], label: str, lower_is_better: bool = True) -> Figure:
-    """A quantity of every curve against the seconds per image, with the Pareto front."""
+    """A quantity of every curve against the time per image, with the Pareto front, log-log."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, line) in enumerate(curves(found).items()):
         line = sorted(line, key=lambda p: p.seconds)
         look = appearance(i) | {"linestyle": "none"}
-        axes.plot([p.seconds for p in line], [p.value for p in line], label=name, **look, **STYLE)
+        times = [1000 * p.seconds for p in line]
+        axes.plot(times, [p.value for p in line], label=name, **look, **STYLE)
     front = pareto(found, lower_is_better)
     axes.plot(
-        [p.seconds for p in front],
+        [1000 * p.seconds for p in front],
         [p.value for p in front],
         color=GREY,
         linewidth=1,
@@ -118,12 +120,12 @@ def against_seconds(found: Sequence[Point], label: str, lower_is_better: bool = 
         zorder=0,
         label="Pareto front",
     )
-    axes.set(xscale="log", xlabel="seconds per image", ylabel=label)
+    axes.set(xscale="log", xlabel="milliseconds per image", ylabel=label)
     positive = all(point.value > 0 for point in found)
     if positive:
         axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     tidy(axes, positive)
+    plain(axes.xaxis)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -160,9 +162,14 @@ def tidy(axes: Axes, log: bool) -> None:
     axes.grid(True, which="minor", axis="y", color="#F0F0F0", linewidth=0.6)
     axes.set_axisbelow(True)
     if log:
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(FuncFormatter(sparse_number))
-        axes.tick_params(which="minor", labelsize=7, colors=GREY)
+        plain(axes.yaxis)
+
+
+def plain(axis: Axis) -> None:
+    """Plain numbers on a log axis, and not too many of them."""
+    for formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        formatter(FuncFormatter(sparse_number))
+    axis.set_tick_params(which="minor", labelsize=7, colors=GREY)
 
 
 def sparse_number(value: float, _: int) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from fewstep.cli import bench as command
 from fewstep.eval.bench import runner
 from fewstep.eval.store import read_json, write_json
 
-from .typed import run, wide  # noqa: F401 - a fixture
+from .typed import environment, run, wide  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
 
@@ -184,3 +186,32 @@ def test_the_first_model_is_changed_and_keeps_its_data(tmp_path):
         "b",
     ]
     assert many["models"][0] == {"id": "a", "data": "d"}
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_numbers_as_one(model, bench_file, tmp_path):
+    bench_file.write_text(
+        "name: tiny\nimages: 90\nbatch_size: 16\nshard_size: 32\nsolvers: [ddim, ddpm]\nnfe: [3]\n"
+        "metrics: [frechet, kernel, score, neighbours]\nguidance: [1, 2]\n"
+        "reference: {steps: 4, check_images: 2}\n"
+    )
+    options = ("bench", str(bench_file), "--model", str(model), "--out")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    whole = [*launch, "-m", "fewstep.cli"]
+    done = subprocess.run(
+        [*whole, *options, str(tmp_path / "two")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report:") == 1
+    alone = [sys.executable, "-m", "fewstep.cli"]
+    subprocess.run([*alone, *options, str(tmp_path / "one")], env=environment(), check=True)
+    two, one = (read_json(tmp_path / name / "tiny" / "results.json") for name in ("two", "one"))
+    assert (two["processes"], one["processes"]) == (2, 1)
+    assert len(two["cells"]) == 4
+    for a, b in zip(two["cells"], one["cells"], strict=True):
+        assert a["values"] == b["values"]
+    assert [r["values"] for r in two["references"]] == [r["values"] for r in one["references"]]

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import fewstep
 import numpy as np
 import pytest
 import torch
@@ -21,6 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ..eval.models import tiny
+from .typed import environment
 
 FAST = ("--solver", "ddim", "--nfe", 2, "--shard-size", 4, "--device", "cpu")
 
@@ -43,13 +41,6 @@ def run(*arguments, code=0):
     result = CliRunner().invoke(cli.app, ["generate", *map(str, arguments)])
     assert result.exit_code == code, result.output
     return result.output
-
-
-def environment():
-    """That of a process that finds the package where this one did."""
-    above = Path(fewstep.__file__).parents[1]
-    paths = [str(above), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def command(*arguments):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fewstep.eval.images import dequantise, quantise, save_grid, tile
+from fewstep.eval.images import dequantise, quantise, save_grid, thumbnails, tile
 from PIL import Image
 
 
@@ -49,3 +49,20 @@ def test_a_grid_is_a_png_of_its_pixels(tmp_path):
     save_grid(pixels, tmp_path / "a" / "grid.png", columns=2, zoom=3)
     picture = np.asarray(Image.open(tmp_path / "a" / "grid.png"))
     np.testing.assert_array_equal(picture[::3, ::3], tile(pixels, columns=2))
+
+
+def test_thumbnails_shrink_what_is_large_only():
+    small = torch.randint(256, (2, 3, 28, 20), dtype=torch.uint8)
+    assert thumbnails(small) is small
+    big = torch.zeros(1, 1, 512, 256, dtype=torch.uint8)
+    big[..., :256, :] = 200
+    found = thumbnails(big, 128)
+    assert found.shape == (1, 1, 128, 64)
+    assert found[0, 0, :64].unique().tolist() == [200]
+    assert found[0, 0, 64:].unique().tolist() == [0]
+
+
+def test_of_latents_the_first_three_channels_are_shown():
+    latents = torch.randint(256, (3, 4, 5, 5), dtype=torch.uint8)
+    np.testing.assert_array_equal(tile(latents), tile(latents[:, :3]))
+    assert tile(latents[:, :2]).ndim == 2

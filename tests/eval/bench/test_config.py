@@ -7,6 +7,9 @@ from fewstep.eval.settings import ModelConfig
 from fewstep.schedules import EDM, VPDiscrete, betas
 
 
+LATENT = VPDiscrete(betas("scaled_linear", 1000, 0.00085, 0.012))
+
+
 def packaged(name="mnist"):
     path = configs.find("bench", name)
     return configs.checked(BenchConfig, configs.read(path), str(path))
@@ -96,13 +99,26 @@ def test_a_solver_that_cannot_spend_an_nfe_gets_the_most_below_it_once():
     assert [(cell.nfe, cell.table.nfe) for cell in found] == [(3, 3), (5, 5)]
 
 
-def test_published_runs_have_a_cell_for_every_value():
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [("cifar10-ddpm", VPDiscrete(betas())), ("cifar10-edm", EDM()), ("sd-rmse", LATENT)],
+)
+def test_published_runs_have_a_cell_for_every_value(name, schedule, tmp_path, monkeypatch):
     """Each published value belongs to a curve of the run, at an NFE that it spends exactly."""
-    for name, schedule in [("cifar10-ddpm", VPDiscrete(betas())), ("cifar10-edm", EDM())]:
-        config = packaged(name)
-        there = {(cell.curve, cell.table.nfe) for cell in cells(config, schedule)}
-        assert config.images == 50_000
-        for each in config.published:
-            wanted = {(curve, nfe) for curve, values in each.values.items() for nfe in values}
-            assert wanted
-            assert wanted <= there
+    (tmp_path / "prompts.txt").write_text("a cat")
+    monkeypatch.chdir(tmp_path)
+    config = packaged(name)
+    there = {(cell.curve, cell.table.nfe) for cell in cells(config, schedule)}
+    assert config.images == 50_000 or config.metrics == ()
+    for each in config.published:
+        wanted = {(curve, nfe) for curve, values in each.values.items() for nfe in values}
+        assert wanted
+        assert wanted <= there
+
+
+def test_all_packaged_runs_are_legal(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a cat")
+    monkeypatch.chdir(tmp_path)
+    names = [path.stem for path in configs.find("bench", "mnist").parent.glob("*.yaml")]
+    assert len(names) == 5
+    assert all(packaged(name).name == name for name in names)

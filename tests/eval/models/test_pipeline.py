@@ -141,3 +141,16 @@ def test_text_pipelines_want_prompts_and_others_none():
         from_pipeline("sd", tiny.stable_diffusion(), (), {})
     with pytest.raises(ValueError, match="dit takes no prompts"):
         from_pipeline("dit", tiny.dit(), ("a cat",), {})
+
+
+def test_latents_may_be_what_is_compared():
+    model = pictures(output_type="latent")
+    table, vae = table_for(model), model.pipe.vae
+    latents = model.images(table, labelled())
+    assert latents.shape == (5, vae.config.latent_channels, 8, 8)
+    images = pictures().images(table, labelled())
+    with torch.no_grad():
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    torch.testing.assert_close(decoded.clamp(-1, 1), images, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="np or latent, not 'pil'"):
+        pictures(output_type="pil")
