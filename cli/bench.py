@@ -20,7 +20,7 @@ from ..eval.settings import ModelConfig
 from ..eval.store import write_atomically
 from . import console
 from .app import app
-from .console import INTERRUPTED, NUMERIC, Device, listed, print_table, progress_bar
+from .console import INTERRUPTED, NUMERIC, Device, fits, listed, print_table, progress_bar
 
 
 @app.command()
@@ -173,8 +173,10 @@ def print_records(records: list[Any]) -> None:
     found = reports.quantities(records)
     for title, part in reports.panels_of(records).items():
         for quantity in found:
-            table = reports.by_nfe(part, quantity)
             place = f" ({title})" if title else ""
+            tables = [reports.by_nfe(part, quantity, errors) for errors in (True, False)]
+            # A narrow terminal has no room for errors; the report has them.
+            table = next((each for each in tables if fits(each.head, each.rows)), tables[-1])
             print_table(f"{quantity.title}{place}", table.head, table.rows)
 
 

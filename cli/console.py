@@ -125,6 +125,12 @@ def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
     out.print(table)
 
 
+def fits(head: list[str], rows: list[list[str]]) -> bool:
+    """Whether `print_table` has room for every cell on one line."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return sum(widths) + 3 * len(widths) <= out.width
+
+
 def print_lines(title: str, rows: list[list[str]]) -> None:
     """Print a heading, and what is said of each thing below it."""
     out.print(f"\n[bold]{escape(title)}[/]", highlight=False)

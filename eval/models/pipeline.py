@@ -35,9 +35,9 @@ class PipelineModel:
 
     `call` are arguments of every call, such as height or a negative prompt. With `prompts`, label k
     stands for prompt k; a pipeline that takes `class_labels` gets the labels themselves, of
-    `classes`. The guidance goes to the pipeline as its `guidance_scale`. With `output_type` "latent"
-    in `call` the latents stand for the images. ValueError for arguments that it does not take, or
-    that are not for `call`.
+    `classes`. The guidance goes to the pipeline as its `guidance_scale`. With `output_type`
+    "latent" in `call` the latents stand for the images. ValueError for arguments that it does not
+    take, or that are not for `call`.
     """
 
     name: str

@@ -56,8 +56,8 @@ def against_nfe(
     """A quantity of every curve against NFE with bands of two standard errors, log-log.
 
     `floors` are dashed lines with a name, `published` values are hollow marks. A solver that
-    diverges leaves the plot at the top, ten times above the worst of the first one. Quantities that
-    may be negative have a linear axis.
+    diverges leaves the plot at the top, ten times above the worst of the first one. Quantities with
+    values below zero have an axis that is linear around it, as far as twice the least error goes.
     """
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
@@ -72,7 +72,7 @@ def against_nfe(
             low = [max(p.value - s, m) for p, s, m in zip(line, spread, least, strict=True)]
             high = [p.value + s for p, s in zip(line, spread, strict=True)]
             nodes = [p.nfe for p in line]
-            axes.fill_between(nodes, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            axes.fill_between(nodes, low, high, color=look["color"], alpha=0.09, linewidth=0)
         theirs = (published or {}).get(name, {})
         axes.plot(
             list(theirs),
@@ -86,13 +86,17 @@ def against_nfe(
     axes.set(xscale="log", xlabel="network evaluations per image (NFE)", ylabel=label)
     if positive:
         axes.set_yscale("log")
+    else:
+        errors = [point.error for point in found if point.error]
+        axes.set_yscale("symlog", linthresh=BAND * min(errors, default=1.0))
+        axes.set_ylim(bottom=min(p.value - BAND * (p.error or 0) for p in found))
     for name, value in floors:
         floor(axes, name, value)
     first = next(iter(curves(found).values()))
     ceiling = 10 * max(point.value for point in first)
     if ceiling > 0:
         axes.set_ylim(top=min(axes.get_ylim()[1], ceiling))
-    axes.xaxis.set_major_locator(FixedLocator(sorted({p.nfe for p in found})))
+    axes.xaxis.set_major_locator(FixedLocator(sorted({p.nfe_allowed for p in found})))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     tidy(axes, positive)

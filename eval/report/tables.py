@@ -36,11 +36,11 @@ def with_error(value: float, error: float | None) -> str:
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
-def by_nfe(records: Sequence[Record], quantity: Quantity) -> Table:
+def by_nfe(records: Sequence[Record], quantity: Quantity, errors: bool = True) -> Table:
     """A quantity of a panel: a row for each curve, a column for each NFE, the best one bold.
 
-    A cell that took fewer evaluations than its column allows says so: "0.12 (7)". A cell that
-    diverged says "diverged".
+    Values come with their standard errors, if `errors`. A cell that took fewer evaluations than its
+    column allows says so: "0.12 (7)". A cell that diverged says "diverged".
     """
     asked = sorted({record["nfe_allowed"] for record in records})
     names = list(dict.fromkeys(record["curve"] for record in records))
@@ -49,7 +49,8 @@ def by_nfe(records: Sequence[Record], quantity: Quantity) -> Table:
     sign = 1 if quantity.lower_is_better else -1
     rows, bold = [], set()
     for name in names:
-        texts = [cell_text(found.get((name, nfe)), (name, nfe) in lost) for nfe in asked]
+        places = [(name, nfe) for nfe in asked]
+        texts = [cell_text(found.get(place), place in lost, errors) for place in places]
         rows.append([name, *texts])
     for column, nfe in enumerate(asked, start=1):
         there = {i: found[name, nfe] for i, name in enumerate(names) if (name, nfe) in found}
@@ -59,11 +60,11 @@ def by_nfe(records: Sequence[Record], quantity: Quantity) -> Table:
     return Table(["solver", *(f"NFE {nfe}" for nfe in asked)], rows, frozenset(bold))
 
 
-def cell_text(point: Point | None, diverged: bool) -> str:
+def cell_text(point: Point | None, diverged: bool, errors: bool) -> str:
     """One cell of `by_nfe`."""
     if point is None:
         return "diverged" if diverged else ""
-    text = with_error(point.value, point.error)
+    text = with_error(point.value, point.error) if errors else shown(point.value)
     if point.runs > 1:
         text += f", min {shown(point.lowest)}"
     return text if point.nfe == point.nfe_allowed else f"{text} ({point.nfe})"

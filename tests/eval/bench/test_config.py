@@ -6,7 +6,6 @@ from fewstep.eval.bench import BenchConfig, panels, plan
 from fewstep.eval.settings import ModelConfig
 from fewstep.schedules import EDM, VPDiscrete, betas
 
-
 LATENT = VPDiscrete(betas("scaled_linear", 1000, 0.00085, 0.012))
 
 
