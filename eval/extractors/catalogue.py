@@ -52,14 +52,26 @@ def extractor(spec: str, device: torch.device | str = "cpu", **options: Any) -> 
     """The extractor of that name, or in that exported file, on a device.
 
     `options` go to what builds it: `dinov2(name=..)`, `exported(size=.., mean=..)`, and so on.
-    Raises ValueError listing the names for anything else.
+    Raises ValueError listing the names for anything else, and for a file with the name of one.
     """
     if spec in EXTRACTORS:
         return EXTRACTORS[spec].build(**options).to(device)
     if Path(spec).is_file():
-        return exported(spec, **options).to(device)
+        found = exported(spec, **options).to(device)
+        check_free(found.name)
+        return found
     names = "\n".join(f"  {name:<18}{entry.summary}" for name, entry in EXTRACTORS.items())
     raise ValueError(
         f"there is no extractor {spec!r}, nor a file at that path. Extractors are:\n{names}\n"
         f"or the path of a network exported by torch.jit.save or torch.export.save (.pt2)"
     )
+
+
+def check_free(name: str) -> None:
+    """ValueError for the names of the extractors here: FID is what "inception" makes."""
+    for taken in EXTRACTORS:
+        if name == taken or name.startswith(f"{taken}-"):
+            raise ValueError(
+                f"an exported network cannot be called {name!r}, as if it were the extractor "
+                f"{taken}: give it a name of its own (name=..), or rename the file"
+            )

@@ -31,8 +31,8 @@ def exported(
     [N, channels, size, size] (size None: images as they are) to features [N, D] or [N, D, 1, 1];
     export it for any N. It sees (x / 255 - mean) / std, with one number or one per channel, of
     images x resized by the rule `resize` of `RESIZES`. `name` stands beside the numbers, the file's
-    name by default. Raises FileNotFoundError, and ValueError for another resize, the name of an
-    extractor of `EXTRACTORS`, a file of neither kind, or another output.
+    name by default. Raises FileNotFoundError, and ValueError for another resize, a file of neither
+    kind, or another output.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,25 +41,10 @@ def exported(
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}, not {resize!r}")
     if len(mean) not in (1, channels):
         raise ValueError(f"mean and std need 1 or {channels} numbers, not {len(mean)}")
-    called = name or path.stem
-    check_free(called)
     rule = RESIZES[resize] if size is not None else None
     prepare = Preprocessing(tuple(mean), tuple(std), size, resize, rule)
     facts = {"weights": sha256_of(path), "channels": str(channels), **prepare.facts}
-    return Extractor(called, FlatFeatures(load(path)), prepare, facts, channels)
-
-
-def check_free(name: str) -> None:
-    """ValueError for the names of other extractors: FID is what "inception" makes."""
-    # The catalogue lists this file's function too.
-    from .catalogue import EXTRACTORS
-
-    for taken in EXTRACTORS:
-        if name == taken or name.startswith(f"{taken}-"):
-            raise ValueError(
-                f"an exported network cannot be called {name!r}, as if it were the extractor "
-                f"{taken}: give it a name of its own (name=..), or rename the file"
-            )
+    return Extractor(name or path.stem, FlatFeatures(load(path)), prepare, facts, channels)
 
 
 class FlatFeatures(nn.Module):
