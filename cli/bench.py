@@ -11,7 +11,7 @@ import yaml
 
 from .. import configs
 from ..eval import report as reports
-from ..eval.bench import BenchConfig, Panel, Run, panels, plan, prepare, run_bench
+from ..eval.bench import BenchConfig, Panel, Run, panels, plan, plural, prepare, run_bench
 from ..eval.evaluate import is_statistics
 from ..eval.models import load_model, pick_device
 from ..eval.processes import launched
@@ -74,7 +74,7 @@ def bench(
         "seeds": listed(seed),
         "name": name,
     }
-    values = configs.read(path) | overrides(change)
+    values = plural(configs.read(path)) | plural(overrides(change))
     values |= {key: value for key, value in given.items() if value is not None}
     if model is not None or data is not None:
         values = with_model(values, model, data)
@@ -97,7 +97,8 @@ def bench(
         print_run(run)
     if run.interrupted:
         console.err.print(
-            f"interrupted with {len(run.missing)} cells to go; the same command goes on"
+            f"interrupted with {' and '.join([f'{len(run.missing)} cells', *run.unseen])} to go; "
+            "the same command goes on"
         )
         raise typer.Exit(INTERRUPTED)
     lost = [result.cell.slug for result in run.results if result.record["not_finite"]]
@@ -117,8 +118,8 @@ def overrides(change: list[str] | None) -> dict[str, Any]:
 
 def with_model(values: dict[str, Any], name: str | None, data: str | None) -> dict[str, Any]:
     """The settings with another id, or other real images, for the first model."""
-    found = [values[key] for key in ("model", "models") if key in values] or ["mnist"]
-    models = found[0] if isinstance(found[0], list) else found
+    models = values.get("models", ["mnist"])
+    models = models if isinstance(models, list) else [models]
     first = models[0]
     changed = {"id": first, "data": first} if first == "mnist" else {"id": first}
     changed = dict(first) if isinstance(first, dict) else changed
@@ -127,8 +128,7 @@ def with_model(values: dict[str, Any], name: str | None, data: str | None) -> di
     if data is not None:
         changed = {k: v for k, v in changed.items() if k not in ("data", "statistics")}
         changed |= {"statistics": data} if is_statistics(Path(data)) else {"data": data}
-    rest = {key: value for key, value in values.items() if key not in ("model", "models")}
-    return rest | {"models": [changed, *models[1:]]}
+    return values | {"models": [changed, *models[1:]]}
 
 
 def print_plan(settings: BenchConfig) -> None:

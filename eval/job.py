@@ -50,6 +50,16 @@ class Job:
         """Evaluations of the network for one image: guidance doubles those of the denoiser."""
         return self.table.nfe * (1 if self.draw.guidance == 1 else 2)
 
+    @property
+    def sampler_key(self) -> str:
+        """Digest of all that decides the content of shards besides their seeds and labels."""
+        return digest(
+            self.model.fingerprint,
+            *numbers(self.table),
+            *(float(self.draw.guidance), self.draw.source, self.keep, self.target_key),
+            sorted(extractor.fingerprint for extractor in self.extractors),
+        )
+
     def key(self, shard: range) -> str:
         """Digest of all that decides the content of a shard.
 
@@ -58,13 +68,8 @@ class Job:
         """
         part = self.draw.part(slice(shard.start, shard.stop))
         labels = "none" if part.labels is None else part.labels.numpy()
-        return digest(
-            self.model.fingerprint,
-            *numbers(self.table),
-            *(np.asarray(part.seeds), labels, float(part.guidance), part.source),
-            sorted(extractor.fingerprint for extractor in self.extractors),
-            *(self.keep, max(0, min(self.preview - shard.start, len(shard))), self.target_key),
-        )
+        shown = max(0, min(self.preview - shard.start, len(shard)))
+        return digest(self.sampler_key, np.asarray(part.seeds), labels, shown)
 
 
 def numbers(table: Tableau) -> list[Any]:

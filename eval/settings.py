@@ -96,7 +96,7 @@ class ModelConfig(BaseModel):
     @property
     def name(self) -> str:
         """What it is called in the report."""
-        return self.label or Path(self.id).stem or self.id
+        return self.label or Path(self.id).name.removesuffix(".pkl") or self.id
 
 
 class ExtractorConfig(BaseModel):
@@ -126,4 +126,8 @@ def table_within(
         rule = solver.spacing or spacing
         return grid(law, steps, rule, end=solver.end or end, **solver.grid)  # type: ignore[arg-type]
 
-    return samplers.build_within(solver.name, nfe, make_grid, **solver.options)
+    try:
+        return samplers.build_within(solver.name, nfe, make_grid, **solver.options)
+    except TypeError as error:
+        # An option that the builder, or the grid, does not have.
+        raise ValueError(f"solver {solver.label or solver.name}: {error}") from error

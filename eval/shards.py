@@ -84,8 +84,9 @@ def run_job(
             counting(job.model.network, on_call),
             ThreadPoolExecutor(1) as worker,
         ):
+            stream = side_stream(job.model.device)
             for shard in todo[processes.rank :: processes.count]:
-                arrays = make(job, shard, images or folder, worker)
+                arrays = make(job, shard, images or folder, worker, stream)
                 write_arrays(shard_path(job, folder, shard), job.key(shard), arrays)
     except NotFinite as error:
         # The others are to be met all the same, or they would wait for ever.
@@ -103,7 +104,13 @@ def run_job(
         raise NotFinite(sorted(seeds))
 
 
-def make(job: Job, shard: range, folder: Path, worker: ThreadPoolExecutor) -> Arrays:
+def make(
+    job: Job,
+    shard: range,
+    folder: Path,
+    worker: ThreadPoolExecutor,
+    stream: torch.cuda.Stream | None,
+) -> Arrays:
     """The content of one shard; features are extracted while the next batch is sampled.
 
     PNGs go below `folder`.
@@ -125,7 +132,7 @@ def make(job: Job, shard: range, folder: Path, worker: ThreadPoolExecutor) -> Ar
             if images.device.type == "cuda":
                 torch.cuda.current_stream(images.device).synchronize()
             elapsed += time.perf_counter() - start
-            waiting.append(worker.submit(beside, reduce, job, images, rows, folder))
+            waiting.append(worker.submit(beside, stream, reduce, job, images, rows, folder))
             if len(waiting) > AHEAD:
                 parts.append(waiting.popleft().result())
         parts += [each.result() for each in waiting]
@@ -173,11 +180,21 @@ def png_path(folder: Path, seed: int) -> Path:
     return folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
 
 
-def beside(work: Callable[..., Arrays], job: Job, images: Tensor, *rest: Any) -> Arrays:
-    """Do `work` on a CUDA stream of its own, so that sampling goes on meanwhile."""
-    if images.device.type != "cuda":
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A CUDA stream for the features, so that sampling goes on meanwhile; None on the CPU."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def beside(
+    stream: torch.cuda.Stream | None,
+    work: Callable[..., Arrays],
+    job: Job,
+    images: Tensor,
+    *rest: Any,
+) -> Arrays:
+    """Do `work` on a stream of its own."""
+    if stream is None:
         return work(job, images, *rest)
-    stream = torch.cuda.Stream(images.device)
     images.record_stream(stream)
     with torch.cuda.stream(stream):
         return work(job, images, *rest)

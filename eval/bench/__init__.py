@@ -1,6 +1,6 @@
 """Benchmarks: models x guidance x seeds x solvers x spacings x NFE."""
 
-from .config import BenchConfig, PublishedConfig, ReferenceConfig
+from .config import BenchConfig, PublishedConfig, ReferenceConfig, plural
 from .contestant import Contestant, contestant, prepare
 from .plan import Cell, Panel, panels, plan
 from .record import Result, Target
@@ -19,6 +19,7 @@ __all__ = [
     "contestant",
     "panels",
     "plan",
+    "plural",
     "prepare",
     "run_bench",
 ]

@@ -37,7 +37,8 @@ class ReferenceConfig(BaseModel):
 class PublishedConfig(BaseModel):
     """Values of a paper beside ours: by curve and NFE, of one quantity such as "frechet".
 
-    A value of ours agrees if it is within `tolerance` of theirs, relative.
+    A value of ours agrees if it is within `tolerance` of theirs, relative; that is said only of as
+    many `images` as theirs, where the number decides (None).
     """
 
     model_config = STRICT
@@ -45,6 +46,7 @@ class PublishedConfig(BaseModel):
     source: str
     quantity: str = "frechet"
     tolerance: PositiveFloat = 0.03
+    images: PositiveInt | None = 50_000
     values: dict[str, dict[int, float]]
 
 
@@ -77,16 +79,11 @@ class BenchConfig(BaseModel):
     @classmethod
     def in_the_singular(cls, value: Any) -> Any:
         """Accept `model`, `seed`, `extractor` and `metric`."""
-        if not isinstance(value, dict):
-            return value
-        names = {"model": "models", "seed": "seeds", "extractor": "extractors", "metric": "metrics"}
-        twice = [one for one, many in names.items() if one in value and many in value]
-        if twice:
-            raise ValueError(f"{twice[0]} and {names[twice[0]]} say the same: give one of them")
-        return {names.get(key, key): item for key, item in value.items()}
+        return plural(value) if isinstance(value, dict) else value
 
     @field_validator(
-        "models", "seeds", "guidance", "nfe", "spacings", "extractors", "metrics", mode="before"
+        *("models", "seeds", "guidance", "nfe", "solvers", "spacings", "extractors", "metrics"),
+        mode="before",
     )
     @classmethod
     def one_or_many(cls, value: Any) -> Any:
@@ -133,6 +130,15 @@ class BenchConfig(BaseModel):
                     f"runs from seeds {first} and {second} overlap with {images} images each"
                 )
         return value
+
+
+def plural(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with `models` for `model` and so on; ValueError if both are there."""
+    names = {"model": "models", "seed": "seeds", "extractor": "extractors", "metric": "metrics"}
+    twice = [one for one, many in names.items() if one in values and many in values]
+    if twice:
+        raise ValueError(f"{twice[0]} and {names[twice[0]]} say the same: give one of them")
+    return {names.get(key, key): item for key, item in values.items()}
 
 
 def unique(names: list[tuple[str, str | None]]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..extractors import Extractor, Outputs, extractor
 from ..formats import load_statistics, save_statistics
-from ..models import Model, load_model
+from ..models import Model, label_rule, load_model, pick_device
 from ..processes import ALONE, Processes
 from ..progress import Progress, silent
 from ..score import check_measures, instruments
@@ -20,6 +20,7 @@ from ..sources import open_images
 from ..statistics import Statistics, collect_statistics, facts_of
 from ..store import digest
 from .config import BenchConfig
+from .plan import panels, plan, reference_tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +36,20 @@ class Contestant:
     @property
     def key(self) -> str:
         """Digest of what the samples are compared with, and how."""
-        sides = [
-            (
-                dict(known.facts),
-                known.features.mean.numpy(),
-                known.features.n,
-                sorted(self.metrics[name]),
-            )
-            for name, known in sorted(self.statistics.items())
-        ]
-        return digest(*(part for side in sides for part in side))
+        return digest(*(self.reference_key(name) for name in sorted(self.statistics)), self.asked)
+
+    def reference_key(self, name: str) -> str:
+        """Digest of the statistics of one extractor."""
+        known = self.statistics[name]
+        parts = [known.features.mean, known.features.cov, known.members]
+        parts += [] if known.spatial is None else [known.spatial.mean, known.spatial.cov]
+        arrays = ("none" if part is None else part.numpy() for part in parts)
+        return digest(dict(known.facts), known.features.n, *arrays)
+
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """The metrics by extractor."""
+        return {name: sorted(metrics) for name, metrics in sorted(self.metrics.items())}
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +64,11 @@ def contestant(
     metrics: tuple[str, ...],
 ) -> Contestant:
     """Check that every metric can be had before the first sample is made, and build them."""
+    names = [each.name for each, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"two extractors are called {max(names, key=names.count)}: take one of them"
+        )
     built = {}
     channels = 1 if model.shape[:1] == (1,) else 3
     for each, statistics in pairs:
@@ -81,15 +91,10 @@ def prepare(
 ) -> Contestant:
     """Load a model and its extractors, and the statistics of its data, made once in `folder`.
 
-    What is cheap to find missing comes first: extractors, files, then the model.
+    What is cheap to find wrong comes first: extractors, the model, what is to be done with it.
     """
-    pairs = []
-    for each in config.extractors if config.metrics else ():
-        built = extractor(each.id, device, **each.options)
-        if processes.first:
-            real_images(asked, built, folder, config.batch_size, progress)
-        processes.wait()
-        pairs.append((built, real_images(asked, built, folder, config.batch_size, progress)))
+    used = config.extractors if config.metrics else ()
+    built = [extractor(each.id, device, **each.options) for each in used]
     model = load_model(
         asked.id,
         device,
@@ -98,7 +103,26 @@ def prepare(
         call=asked.call,
         trust_pickle=asked.trust_pickle,
     )
+    check_plan(config, asked.name, model)
+    pairs = []
+    for each in built:
+        if processes.first:
+            real_images(asked, each, folder, config.batch_size, progress)
+        processes.wait()
+        pairs.append((each, real_images(asked, each, folder, config.batch_size, progress)))
     return contestant(asked.name, model, pairs, config.metrics)
+
+
+def check_plan(config: BenchConfig, name: str, model: Model) -> None:
+    """ValueError for what a model cannot do: solvers, spacings, labels, guidance, devices."""
+    pick_device(config.noise_device)
+    label_rule(config.labels, model.classes, model.shape, range(2), "cpu")
+    for panel in (each for each in panels(config) if each.model == name):
+        plan(config, model.schedule, panel, 0)
+        if panel.guidance != 1 and model.classes is None:
+            raise ValueError(f"guidance {panel.guidance:g}: {name} has no classes, nor prompts")
+    if config.reference is not None:
+        reference_tables(config.reference, config.end, model.schedule)
 
 
 def real_images(

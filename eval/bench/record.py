@@ -115,7 +115,11 @@ def facts_about(ready: Contestant) -> dict[str, Any]:
             name: {
                 "fingerprint": each.fingerprint,
                 "facts": dict(each.facts),
-                "reference": {"n": known.features.n, **known.origin},
+                "reference": {
+                    "n": known.features.n,
+                    "digest": ready.reference_key(name),
+                    **known.origin,
+                },
                 "between_halves": between_halves(known.members),
             }
             for (name, each), known in zip(

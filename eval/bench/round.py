@@ -50,6 +50,9 @@ class Round:
         images = min(asked.images, self.config.images)
         checked = min(asked.check_images, images)
         converged = replace(self.job(exact, images), keep="samples")
+        if images < self.config.images:
+            # Of fewer samples, distances would be biased otherwise than those of the cells.
+            converged = replace(converged, extractors=())
         return converged, replace(
             self.job(check, checked), extractors=(), target_key=all_keys(converged)
         )
@@ -81,9 +84,13 @@ class Round:
         """Where shards go."""
         return self.folder / "shards" / name
 
-    def file_of(self, cell: Cell) -> Path:
-        """Where the result of a cell goes."""
-        return self.folder / "cells" / f"{cell.slug}.npz"
+    def shards_of_cell(self, cell: Cell, job: Job) -> Path:
+        """Where those of a cell go: apart from those of other settings."""
+        return self.shards_of(f"{cell.slug}-{job.sampler_key[:8]}")
+
+    def file_of(self, cell: Cell, key: str) -> Path:
+        """Where the result of a cell goes: beside those of other settings, not over them."""
+        return self.folder / "cells" / f"{cell.slug}-{key[:8]}.npz"
 
 
 def rounds(config: BenchConfig, ready: Contestant, folder: Path) -> list[Round]:

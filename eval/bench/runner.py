@@ -28,7 +28,10 @@ from .round import Round, all_keys, rounds
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A benchmark in `folder`: settings, facts for the record, results so far, cells to come."""
+    """A benchmark in `folder`: settings, facts for the record, results so far, cells to come.
+
+    `unseen` are models that an interrupted run had not come to.
+    """
 
     config: BenchConfig
     folder: Path
@@ -36,7 +39,20 @@ class Run:
     results: tuple[Result, ...]
     targets: dict[tuple[Panel, int], Target]
     missing: tuple[Cell, ...]
+    unseen: tuple[str, ...] = ()
     interrupted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a run found out about one model."""
+
+    facts: dict[str, Any]
+    environment: dict[str, str]
+    results: list[Result]
+    targets: dict[tuple[Panel, int], Target]
+    missing: list[Cell]
+    interrupted: bool
 
 
 def run_bench(
@@ -48,42 +64,70 @@ def run_bench(
 ) -> Run:
     """Run what `folder` does not hold yet of `config`, and return all results.
 
-    A finished cell is a file in `folder/cells` with the digest of everything that it depends on,
-    and is computed again only if that changed; an unfinished one has its shards in `folder/shards`.
-    Ctrl-C ends the run with the results so far. `prepare` loads a model when its turn comes, and
-    `progress(done, total, text)` counts network evaluations times images.
+    A finished cell is a file in `folder/cells` with the digest of everything that it depends on in
+    its name, so that other settings have other files; an unfinished one has its shards in
+    `folder/shards`. Ctrl-C ends the run with the results so far. `prepare` loads a model when its
+    turn comes, and `progress(done, total, text)` counts network evaluations times images.
     """
     check_shared(folder, processes)
-    facts: dict[str, Any] = {"models": {}, "processes": processes.count}
-    results: list[Result] = []
-    targets: dict[tuple[Panel, int], Target] = {}
-    missing: list[Cell] = []
-    interrupted = False
     counter = Counter(progress)
+    parts: dict[str, Part] = {}
     for asked in config.models:
-        ready = prepare(asked)
-        facts.setdefault("environment", environment(ready.device))
-        facts["models"][asked.name] = facts_about(ready)
-        for turn in rounds(config, ready, folder):
-            tasks = survey(turn)
-            found: list[Result] = []
-            try:
-                if not interrupted:
-                    counter.total += outstanding(turn, tasks, processes)
-                    # All must have looked before the first writes.
-                    processes.wait()
-                    target = run_reference(turn, counter, processes)
-                    if target is not None:
-                        targets[turn.panel, turn.seed] = target
-                    for task in tasks:
-                        found.append(
-                            task.stored or run_cell(turn, task, target, counter, processes)
-                        )
-            except KeyboardInterrupt:
-                interrupted = True
-            results += found
-            missing += turn.cells[len(found) :]
-    return Run(config, folder, facts, tuple(results), targets, tuple(missing), interrupted)
+        try:
+            # Nothing of a model stays behind when the next is loaded.
+            parts[asked.name] = run_model(config, prepare(asked), folder, counter, processes)
+        except KeyboardInterrupt:
+            break
+        if parts[asked.name].interrupted:
+            break
+    found = list(parts.values())
+    facts: dict[str, Any] = {
+        "models": {name: part.facts for name, part in parts.items()},
+        "environment": found[0].environment if found else environment(torch.device("cpu")),
+        "processes": processes.count,
+    }
+    unseen = tuple(asked.name for asked in config.models if asked.name not in parts)
+    return Run(
+        config,
+        folder,
+        facts,
+        tuple(result for part in found for result in part.results),
+        {key: target for part in found for key, target in part.targets.items()},
+        tuple(cell for part in found for cell in part.missing),
+        unseen,
+        bool(unseen) or any(part.interrupted for part in found),
+    )
+
+
+def run_model(
+    config: BenchConfig, ready: Contestant, folder: Path, counter: Counter, processes: Processes
+) -> Part:
+    """All rounds of one model; Ctrl-C ends them with what is there."""
+    results: list[Result] = []
+    missing: list[Cell] = []
+    targets: dict[tuple[Panel, int], Target] = {}
+    interrupted = False
+    for turn in rounds(config, ready, folder):
+        tasks = survey(turn)
+        done = {task.cell: task.stored for task in tasks if task.stored is not None}
+        try:
+            if not interrupted:
+                counter.total += outstanding(turn, tasks, processes)
+                # All must have looked before the first writes.
+                processes.wait()
+                target = run_reference(turn, counter, processes)
+                if target is not None:
+                    targets[turn.panel, turn.seed] = target
+                for task in tasks:
+                    if task.cell not in done:
+                        done[task.cell] = run_cell(turn, task, target, counter, processes)
+        except KeyboardInterrupt:
+            interrupted = True
+        results += [done[task.cell] for task in tasks if task.cell in done]
+        missing += [task.cell for task in tasks if task.cell not in done]
+    return Part(
+        facts_about(ready), environment(ready.device), results, targets, missing, interrupted
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +149,8 @@ def survey(turn: Round) -> list[Task]:
 
 def outstanding(turn: Round, tasks: list[Task], processes: Processes) -> int:
     """Network evaluations x images that a round still takes of this process."""
-    parts = [(task.job, turn.shards_of(task.cell.slug)) for task in tasks if task.stored is None]
+    todo = [task for task in tasks if task.stored is None]
+    parts = [(task.job, turn.shards_of_cell(task.cell, task.job)) for task in todo]
     if turn.references is not None:
         parts += zip(turn.references, turn.reference_folders, strict=True)
     return sum(
@@ -141,7 +186,7 @@ def run_cell(
 ) -> Result:
     """Make the samples of a cell and measure them; the first process measures and writes."""
     cell, job = task.cell, replace(task.job, target=None if target is None else target.samples)
-    folder, path = turn.shards_of(cell.slug), turn.file_of(cell)
+    folder, path = turn.shards_of_cell(cell, job), turn.file_of(cell, task.key)
     counter.text = cell.slug
     peak = memory_mark(turn.ready.device)
     try:
@@ -155,9 +200,8 @@ def run_cell(
             outcome = {"not_finite": [], **outcome_of(turn.ready, arrays)}
             pixels = arrays["pixels"][: job.preview]
     if processes.first:
-        record = about(cell, turn.config.images) | outcome | {"peak_bytes": peak()}
-        encoded = np.asarray(json.dumps(record, allow_nan=False))
-        write_arrays(path, task.key, {"record": encoded, "pixels": pixels})
+        encoded = np.asarray(json.dumps(outcome | {"peak_bytes": peak()}, allow_nan=False))
+        write_arrays(path, task.key, {"outcome": encoded, "pixels": pixels})
         if turn.config.keep == "none":
             shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
@@ -171,10 +215,12 @@ def run_cell(
 
 def read_result(turn: Round, cell: Cell, key: str) -> Result | None:
     """The stored result of a cell, None if there is none or it belongs to another setting."""
-    arrays = read_arrays(turn.file_of(cell), key)
+    arrays = read_arrays(turn.file_of(cell, key), key)
     if arrays is None:
         return None
-    return Result(cell, json.loads(str(arrays["record"])), torch.from_numpy(arrays["pixels"]))
+    # What a cell is called in this run is not stored: it may have been part of another.
+    record = about(cell, turn.config.images) | json.loads(str(arrays["outcome"]))
+    return Result(cell, record, torch.from_numpy(arrays["pixels"]))
 
 
 def memory_mark(device: torch.device) -> Callable[[], int | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ... import zoo
+from ...integrations.families import FAMILIES
 from ...zoo.edm import EDMNetwork, load_edm, read_edm
 from .model import Model, NetworkModel
 from .networks import dtype_of, edm_model, unet_model
@@ -108,6 +109,7 @@ def from_pipeline(
     unet: Any = getattr(pipe, "unet", None)
     vae = getattr(pipe, "vqvae", getattr(pipe, "vae", None))
     if type(unet).__name__ == "UNet2DModel" and not prompts and not call:
+        check_law(name, pipe.scheduler)
         model = unet_model(Path(name).name, unet, pipe.scheduler.config, vae)
         return placed(model, next(unet.parameters()).dtype, pipe.device)
     for part in pipe.components.values():
@@ -135,7 +137,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        if accelerator is None:
+        # Statistics are float64, which MPS does not have.
+        if accelerator is None or accelerator.type == "mps":
             return torch.device("cpu")
         return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
     try:
@@ -147,3 +150,11 @@ def pick_device(name: str = "auto") -> torch.device:
             f"no device {name!r} (cpu, cuda, cuda:1, mps, .., auto): {error}"
         ) from error
     return device
+
+
+def check_law(name: str, scheduler: Any) -> None:
+    """ValueError for a scheduler whose noise law is not known: it would be taken for another."""
+    kind = type(scheduler).__name__
+    if kind not in FAMILIES and kind != "TableauScheduler":
+        known = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"{name}: the noise levels of a {kind} are not known; there is {known}")

@@ -47,7 +47,7 @@ def to_json(run: Run) -> dict[str, Any]:
     """The whole record: settings, versions, hashes, the references, every cell."""
     return {
         "name": run.config.name,
-        "complete": not run.missing,
+        "complete": not run.missing and not run.unseen,
         "config": run.config.model_dump(mode="json"),
         **run.facts,
         "references": [
@@ -108,12 +108,7 @@ def of_panel(
             file = f"{quantity.key.split('/')[0]}-vs-nfe{slug and '-' + slug}.png"
             if sum(q.key.split("/")[0] == quantity.key.split("/")[0] for q in found) > 1:
                 file = f"{quantity.key.replace('/', '-')}-vs-nfe{slug and '-' + slug}.png"
-            theirs = {
-                curve: values
-                for each in run.config.published
-                if matches(each, quantity)
-                for curve, values in each.values.items()
-            }
+            theirs = [each.values for each in run.config.published if matches(each, quantity)]
             some = points(records, quantity)
             floors = list(lines(run, title, quantity))
             save_figure(against_nfe(some, quantity.title, floors, theirs), run.folder / file)
@@ -177,8 +172,9 @@ def sheets(run: Run, names: set[str], title: str) -> dict[str, dict[str, Tensor]
 def notes(run: Run) -> list[str]:
     """What a reader must know to use the numbers."""
     config, env = run.config, run.facts["environment"]
-    found = [f"INCOMPLETE: {len(run.missing)} cells are missing; the same command goes on."]
-    found = found if run.missing else []
+    todo = [f"{len(run.missing)} cells"] if run.missing else []
+    todo += [f"all of {name}" for name in run.unseen]
+    found = [f"INCOMPLETE: {' and '.join(todo)} missing; the same command goes on."] if todo else []
     first = [f"{seed} to {seed + config.images - 1}" for seed in config.seeds]
     found += [
         f"{config.images} images per cell, seeds {' and '.join(first)}, labels {config.labels}: "
@@ -187,7 +183,8 @@ def notes(run: Run) -> list[str]:
         "NFE counts evaluations of the denoiser per image; guidance doubles the calls of the "
         "network. A number in brackets is the NFE of a solver that cannot spend the column's "
         "exactly.",
-        "Seconds are those of sampling (and decoding) on one process; features are not in them.",
+        "Times are those of sampling (and decoding) on one process, while features of the batch "
+        "before are extracted on the same device.",
     ]
     if config.reference is not None:
         asked = config.reference
@@ -206,15 +203,15 @@ def notes(run: Run) -> list[str]:
                 f"{name}: compared with {real.get('n') or 'an unknown number of'} images of "
                 f"{real.get('images', real.get('file', '?'))} in the features of {which} "
                 f"({each['fingerprint']})"
-                + (f"; two halves of these are at {halves:.2g}." if halves is not None else ".")
+                + (f"; halves of those kept are at {halves:.2g}." if halves is not None else ".")
             )
             if real.get("lossy"):
                 found.append("The real images were JPEG files, which alone moves the distances.")
             if which != INCEPTION:
-                found.append(f"‡ {which} is not the Inception of 2015: no distance in it is FID.")
+                found.append(f"{which} is not the Inception of 2015: no distance in it is FID.")
     if config.images != USUAL and config.metrics:
         found.append(
-            f"† Frechet distances of {config.images} samples are biased upwards against those of "
+            f"Frechet distances of {config.images} samples are biased upwards against those of "
             f"{USUAL:,}: compare only within this report. results.csv has them without the bias of "
             "first order."
         )

@@ -48,7 +48,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Table
 
 
 def check_same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """ValueError if an extractor of one name has other fingerprints in the two runs."""
+    """ValueError if features or real images of one name are not the same in the two runs."""
     for model, there in a["models"].items():
         here = b["models"].get(model, {}).get("extractors", {})
         for name, each in there["extractors"].items():
@@ -56,6 +56,11 @@ def check_same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{name} has other weights or another resize in the two runs "
                     f"({each['fingerprint']}, {here[name]['fingerprint']}): not comparable"
+                )
+            if name in here and here[name]["reference"]["digest"] != each["reference"]["digest"]:
+                raise ValueError(
+                    f"{model} was compared with other real images in the two runs "
+                    f"({each['reference']}, {here[name]['reference']}): not comparable"
                 )
 
 

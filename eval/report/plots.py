@@ -51,7 +51,7 @@ def against_nfe(
     found: Sequence[Point],
     label: str,
     floors: Sequence[tuple[str, float]] = (),
-    published: Mapping[str, Mapping[int, float]] | None = None,
+    published: Sequence[Mapping[str, Mapping[int, float]]] = (),
 ) -> Figure:
     """A quantity of every curve against NFE with bands of two standard errors, log-log.
 
@@ -73,10 +73,10 @@ def against_nfe(
             high = [p.value + s for p, s in zip(line, spread, strict=True)]
             nodes = [p.nfe for p in line]
             axes.fill_between(nodes, low, high, color=look["color"], alpha=0.09, linewidth=0)
-        theirs = (published or {}).get(name, {})
+        theirs = [pair for source in published for pair in source.get(name, {}).items()]
         axes.plot(
-            list(theirs),
-            list(theirs.values()),
+            [nfe for nfe, _ in theirs],
+            [value for _, value in theirs],
             linestyle="none",
             marker=look["marker"],
             markersize=9,

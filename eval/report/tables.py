@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,28 +46,34 @@ def by_nfe(records: Sequence[Record], quantity: Quantity, errors: bool = True) -
     asked = sorted({record["nfe_allowed"] for record in records})
     names = list(dict.fromkeys(record["curve"] for record in records))
     found = {(p.curve, p.nfe_allowed): p for p in points(records, quantity)}
-    lost = {(r["curve"], r["nfe_allowed"]) for r in records if r["not_finite"]}
+    lost = Counter((r["curve"], r["nfe_allowed"]) for r in records if r["not_finite"])
     sign = 1 if quantity.lower_is_better else -1
     rows, bold = [], set()
     for name in names:
         places = [(name, nfe) for nfe in asked]
-        texts = [cell_text(found.get(place), place in lost, errors) for place in places]
+        texts = [cell_text(found.get(place), lost[place], errors) for place in places]
         rows.append([name, *texts])
     for column, nfe in enumerate(asked, start=1):
-        there = {i: found[name, nfe] for i, name in enumerate(names) if (name, nfe) in found}
+        there = {
+            i: found[name, nfe]
+            for i, name in enumerate(names)
+            if (name, nfe) in found and not lost[name, nfe]
+        }
         if there:
             best = min(there, key=lambda i: sign * there[i].value)
             bold.add((best, column))
     return Table(["solver", *(f"NFE {nfe}" for nfe in asked)], rows, frozenset(bold))
 
 
-def cell_text(point: Point | None, diverged: bool, errors: bool) -> str:
-    """One cell of `by_nfe`."""
+def cell_text(point: Point | None, diverged: int, errors: bool) -> str:
+    """One cell of `by_nfe`; `diverged` is the number of first seeds that did."""
     if point is None:
         return "diverged" if diverged else ""
     text = with_error(point.value, point.error) if errors else shown(point.value)
     if point.runs > 1:
         text += f", min {shown(point.lowest)}"
+    if diverged:
+        text += f", {diverged} of {point.runs + diverged} diverged"
     return text if point.nfe == point.nfe_allowed else f"{text} ({point.nfe})"
 
 
@@ -129,6 +136,7 @@ def agreement(records: Sequence[Record], published: PublishedConfig, key: str) -
     """Ours beside a paper's, with the relative difference, and whether it is within tolerance."""
     quantity = Quantity(key, "")
     ours = {(p.curve, p.nfe): p for p in points(records, quantity)}
+    counts = {record["images"] for record in records}
     rows = []
     for curve, values in published.values.items():
         for nfe, theirs in values.items():
@@ -137,6 +145,8 @@ def agreement(records: Sequence[Record], published: PublishedConfig, key: str) -
                 continue
             off = point.value / theirs - 1
             verdict = "agrees" if abs(off) <= published.tolerance else "differs"
+            if published.images is not None and counts != {published.images}:
+                verdict = f"not of {published.images:,} images"
             rows.append(
                 [
                     curve,

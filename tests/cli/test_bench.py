@@ -172,8 +172,16 @@ def test_report_refuses_other_features(two_runs):
     assert "not comparable" in run("report", a, b, code=2)
 
 
+def test_options_override_settings_in_the_singular(model, bench_file, tmp_path):
+    bench_file.write_text(bench_file.read_text() + "seed: 3\nmodel: mnist\nmetric: frechet\n")
+    options = ("--model", model, "--seed", "5", "--set", "metric=score", "--nfe", 2)
+    run("bench", bench_file, *options, "--out", tmp_path)
+    record = json.loads((tmp_path / "tiny" / "results.json").read_text())["config"]
+    assert (record["seeds"], record["metrics"]) == ([5], ["score"])
+
+
 def test_the_first_model_is_changed_and_keeps_its_data(tmp_path):
-    values = {"model": "mnist", "images": 3}
+    values = {"models": "mnist", "images": 3}
     assert command.with_model(values, "x/y", None) == {
         "images": 3,
         "models": [{"id": "x/y", "data": "mnist"}],
@@ -215,3 +223,21 @@ def test_two_processes_find_the_same_numbers_as_one(model, bench_file, tmp_path)
     for a, b in zip(two["cells"], one["cells"], strict=True):
         assert a["values"] == b["values"]
     assert [r["values"] for r in two["references"]] == [r["values"] for r in one["references"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--solvers", "ddim,nope"], "unknown solver 'nope'"),
+        (["--spacings", "nope"], "unknown spacing 'nope'"),
+        (["--set", "labels=12"], "label 12 is not one of 0 to 9"),
+        (["--set", "noise_device=cuda"], "cuda"),
+        (["--set", "reference={solver: ddpm}"], "ddpm draws noise"),
+    ],
+)
+def test_what_cannot_be_is_said_before_real_images_are_read(
+    arguments, message, model, bench_file, tmp_path
+):
+    text = run("bench", bench_file, "--model", model, "--out", tmp_path, *arguments, code=2)
+    assert message in text
+    assert not list(tmp_path.rglob("*.npz"))

@@ -63,8 +63,8 @@ def model(spread: float = SPREAD, network: nn.Module | None = None) -> NetworkMo
     return NetworkModel("gaussian", network, SCHEDULE, SHAPE, CLASSES, denoiser)
 
 
-def rows(version: str = "1") -> Extractor:
-    return Extractor("rows-4", Rows(), dequantise, {"version": version}, channels=1)
+def rows() -> Extractor:
+    return Extractor("rows-4", Rows(), dequantise, {"layer": "means"}, channels=1)
 
 
 def data() -> Tensor:
@@ -73,10 +73,10 @@ def data() -> Tensor:
     return quantise(means + SPREAD * torch.randn(600, *SHAPE, generator=generator))
 
 
-def ready(given: NetworkModel | None = None, metrics=("frechet",), version: str = "1"):
+def ready(given: NetworkModel | None = None, metrics=("frechet",), members: int = 10_000):
     """What `prepare` would give."""
-    extractor = rows(version)
-    statistics = collect_statistics(in_memory("gauss", data()), extractor)
+    extractor = rows()
+    statistics = collect_statistics(in_memory("gauss", data()), extractor, members=members)
     return contestant("gaussian", given or model(), [(extractor, statistics)], tuple(metrics))
 
 

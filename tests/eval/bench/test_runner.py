@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ def finished(tmp_path_factory):
 
 
 def values(run):
-    skipped = ("seconds_per_image",)
+    skipped = ("seconds_per_image", "calls_per_second")
     records = [{k: v for k, v in r.record.items() if k not in skipped} for r in run.results]
     return records, [r.pixels.tolist() for r in run.results]
 
@@ -95,7 +98,8 @@ def test_nothing_is_computed_twice(finished):
 
 def test_only_what_is_new_or_damaged_is_computed(finished, tmp_path):
     folder = copied(finished, tmp_path)
-    (folder / "cells" / "ddim-008.npz").write_bytes(b"damaged")
+    (path,) = (folder / "cells").glob("ddim-008-*.npz")
+    path.write_bytes(b"damaged")
     again = model()
     wider = config(nfe=[4, 5, 8, 16], solvers=["ddim", "dpmpp-2m"])
     second = run(wider, folder, again)
@@ -123,6 +127,99 @@ def test_another_setting_is_another_cell(tmp_path, given, changes):
     run(config(**SMALL), tmp_path)
     run(config(**(SMALL | changes)), tmp_path, given)
     assert given.network.calls >= 16
+
+
+def test_other_settings_in_a_folder_cost_nothing_of_the_first(tmp_path):
+    first = run(config(**SMALL), tmp_path)
+    for changes in ({"images": 10}, {"seeds": [0, 100]}, {"guidance": [1, 2]}):
+        run(config(**(SMALL | changes)), tmp_path)
+    again = model()
+    assert values(run(config(**SMALL), tmp_path, again)) == values(first)
+    assert again.network.calls == 0
+
+
+def test_a_cell_is_called_what_it_is_in_this_run(tmp_path):
+    settings = SMALL | {"solvers": ["heun"]}
+    run(config(**settings), tmp_path)
+    found = run(config(**(settings | {"nfe": [3, 4]})), tmp_path)
+    assert [(r.record["slug"], r.record["nfe_allowed"]) for r in found.results] == [("heun-003", 3)]
+
+
+def test_another_reference_is_another_number(tmp_path):
+    """More features of the same images, with the same mean: kernel distances change."""
+    settings = config(**SMALL, metrics=["kernel"], keep="features")
+    found = []
+    for members in (50, 500):
+        prepared = ready(model(), ("kernel",), members=members)
+        record = run_bench(settings, tmp_path, lambda asked, p=prepared: p).results[0].record
+        found.append(record["values"]["kernel/rows-4"]["value"])
+    assert found[0] != found[1]
+
+
+def test_ctrl_c_shows_what_was_stored_before(tmp_path):
+    first = run(config(**SMALL), tmp_path)
+    more = config(**(SMALL | {"solvers": ["heun", "ddim"]}))
+
+    def interrupt(done, of, text):
+        raise KeyboardInterrupt
+
+    second = run(more, tmp_path, progress=interrupt)
+    assert [r.cell.slug for r in second.results] == [r.cell.slug for r in first.results]
+    assert [cell.slug for cell in second.missing] == ["heun-003"]
+
+
+def test_ctrl_c_loads_no_further_model(tmp_path):
+    settings = config(**SMALL, models=["gaussian", "other"])
+    asked = []
+
+    def prepare(each):
+        asked.append(each.id)
+        if each.id == "other":
+            raise AssertionError("loaded after the interrupt")
+        return ready()
+
+    def interrupt(done, of, text):
+        raise KeyboardInterrupt
+
+    found = run_bench(settings, tmp_path, prepare, interrupt)
+    assert asked == ["gaussian"]
+    assert found.unseen == ("other",)
+    assert found.interrupted
+
+
+def test_a_model_is_gone_when_the_next_is_loaded(tmp_path):
+    alive = []
+
+    def prepare(each):
+        alive.append([ref() is not None for ref in known])
+        prepared = replace(ready(), name=each.id)
+        known.append(weakref.ref(prepared.model.network))
+        return prepared
+
+    known = []
+    run_bench(config(**SMALL, models=["a", "b"]), tmp_path, prepare)
+    gc.collect()
+    assert alive == [[], [False]]
+
+
+@pytest.mark.parametrize(
+    "solvers",
+    [
+        [{"name": "ddim", "label": "a", "spacing": "karras"},
+         {"name": "ddim", "label": "a", "spacing": "lam"}],
+        ["unipc-3", {"name": "unip-3", "label": "unipc-3"}],
+    ],
+)  # fmt: skip
+def test_two_curves_of_one_name_are_refused(tmp_path, solvers):
+    with pytest.raises(ValueError, match=r"is there twice|two curves are called"):
+        run(config(**(SMALL | {"solvers": solvers})), tmp_path)
+
+
+def test_misspelt_options_are_named(tmp_path):
+    for wrong in ({"options": {"korrector": False}}, {"grid": {"t_maks": 3}}):
+        settings = SMALL | {"solvers": [{"name": "unipc-3", **wrong}]}
+        with pytest.raises(ValueError, match=r"unipc-3: .*(korrector|t_maks)"):
+            run(config(**settings), tmp_path)
 
 
 def test_more_metrics_need_no_new_samples_where_features_are_kept(tmp_path):
@@ -157,7 +254,7 @@ def test_ctrl_c_keeps_what_is_done(finished, tmp_path):
     assert first.interrupted
     assert [r.cell.slug for r in first.results] == ["ddim-004", "dpmpp-2m-004", "heun-003"]
     assert len(first.results) + len(first.missing) == 9
-    assert len(list((tmp_path / "shards" / "ddim-008").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "shards").glob("ddim-008-*/*.npz"))) == 1
     seen = []
     whole = run(config(), tmp_path, progress=lambda done, of, text: seen.append((done, of)))
     assert values(whole) == values(finished)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, ScoreSdeVeScheduler
 from fewstep.eval.models import Draw, NetworkModel, PipelineModel, load_model, pick_device
+from fewstep.eval.models.catalogue import check_law
 from fewstep.eval.settings import SolverConfig, table_within
 from fewstep.zoo.edm import save_edm
 
@@ -132,3 +134,9 @@ def test_each_process_takes_its_own_accelerator(monkeypatch, rank, index):
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert pick_device() == torch.device("cuda", index)
+
+
+def test_a_scheduler_of_an_unknown_law_is_refused():
+    with pytest.raises(ValueError, match="ScoreSdeVeScheduler are not known"):
+        check_law("x", ScoreSdeVeScheduler())
+    check_law("x", DDPMScheduler())

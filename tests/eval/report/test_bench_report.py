@@ -89,7 +89,8 @@ def test_every_plot_that_is_named_is_there(finished):
 
 
 def test_a_published_value_is_set_beside_ours(tmp_path):
-    published = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"ddim": {4: 99.0}}}
+    paper = {"source": "a paper", "quantity": "frechet/rows-4", "images": 40}
+    published = paper | {"values": {"ddim": {4: 99.0}}}
     made(tmp_path, published=[published], solvers=["ddim"])
     text = (tmp_path / "report.md").read_text()
     assert "Published: a paper" in text

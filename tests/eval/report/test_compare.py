@@ -10,9 +10,10 @@ from .records import estimate, record
 KEY = "frechet/rows-4"
 
 
-def run(value, *, seed=0, spread=0.1, fingerprint="f", curve="ddim", replicates=0):
+def run(value, *, seed=0, spread=0.1, fingerprint="f", real="r", curve="ddim", replicates=0):
     cell = record(curve, seed=seed, values={KEY: estimate(value, spread, replicates)})
-    models = {"m": {"extractors": {"rows-4": {"fingerprint": fingerprint}}}}
+    about = {"fingerprint": fingerprint, "reference": {"digest": real}}
+    models = {"m": {"extractors": {"rows-4": about}}}
     return {"cells": [cell], "models": models}
 
 
@@ -28,6 +29,8 @@ def test_a_difference_beyond_chance_stands_out():
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="not comparable"):
         compare(run(1.0), run(1.0, fingerprint="g"))
+    with pytest.raises(ValueError, match="other real images"):
+        compare(run(1.0), run(1.0, real="s"))
     with pytest.raises(ValueError, match="no cell in common"):
         compare(run(1.0), run(1.0, curve="heun"))
 

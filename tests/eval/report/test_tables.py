@@ -105,7 +105,7 @@ def test_the_best_at_each_nfe_and_the_next():
 
 def test_agreement_with_a_paper():
     published = PublishedConfig(
-        source="x", tolerance=0.05, values={"a": {5: 2.9}, "b": {5: 1.2, 9: 1.0}}
+        source="x", tolerance=0.05, images=50, values={"a": {5: 2.9}, "b": {5: 1.2, 9: 1.0}}
     )
     records = [record(n, values=value(v)) for n, v in (("a", 3.0), ("b", 1.0))]
     rows = agreement(records, published, KEY).rows
@@ -113,6 +113,8 @@ def test_agreement_with_a_paper():
         ("a", "+3.4%", "agrees"),
         ("b", "-16.7%", "differs"),
     ]
+    usual = published.model_copy(update={"images": 50_000})
+    assert agreement(records, usual, KEY).rows[0][-1] == "not of 50,000 images"
 
 
 def test_the_csv_has_a_line_for_each_cell():
@@ -126,3 +128,14 @@ def test_the_csv_has_a_line_for_each_cell():
 def test_markdown_is_a_table():
     text = to_markdown(Table(["a", "b"], [["x", "1"]], frozenset({(0, 1)})))
     assert text == "| a | b |\n| --- | ---: |\n| x | **1** |"
+
+
+def test_a_seed_that_diverged_is_said_and_takes_the_cell_out_of_the_best():
+    records = [
+        record("a", seed=0, values=value(1.0)),
+        record("a", seed=9, values={}, not_finite=[9]),
+        *(record("b", seed=seed, values=value(2.0)) for seed in (0, 9)),
+    ]
+    table = by_nfe(records, quantities(records)[0])
+    assert table.rows[0][1].endswith("1 of 2 diverged")
+    assert table.bold == {(1, 1)}
