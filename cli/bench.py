@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from .. import configs
 from ..eval import report as reports
@@ -20,7 +19,16 @@ from ..eval.settings import ModelConfig
 from ..eval.store import write_atomically
 from . import console
 from .app import app
-from .console import INTERRUPTED, NUMERIC, Device, fits, listed, print_table, progress_bar
+from .console import (
+    INTERRUPTED,
+    NUMERIC,
+    Device,
+    fits,
+    key_values,
+    listed,
+    print_table,
+    progress_bar,
+)
 
 
 @app.command()
@@ -74,7 +82,7 @@ def bench(
         "seeds": listed(seed),
         "name": name,
     }
-    values = plural(configs.read(path)) | plural(overrides(change))
+    values = plural(configs.read(path)) | plural(key_values("--set", change))
     values |= {key: value for key, value in given.items() if value is not None}
     if model is not None or data is not None:
         values = with_model(values, model, data)
@@ -105,15 +113,6 @@ def bench(
     if lost:
         console.err.print(f"samples that are not finite in {', '.join(lost)}: see the report")
         raise typer.Exit(NUMERIC)
-
-
-def overrides(change: list[str] | None) -> dict[str, Any]:
-    """The settings given as key=value, the value as YAML."""
-    pairs = [text.partition("=") for text in change or []]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise ValueError(f"--set wants key=value, not {key!r}")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 def with_model(values: dict[str, Any], name: str | None, data: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -137,6 +138,20 @@ def print_lines(title: str, rows: list[list[str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         out.print(f"  {name:<{width}}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def key_values(option: str, texts: list[str] | None) -> dict[str, Any]:
+    """What "key=value" options say, the values as YAML; ValueError for other texts."""
+    found = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"{option} wants key=value, not {text!r}")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{option} {text}: no value that YAML knows: {error}") from error
+    return found
 
 
 def listed(text: str | None) -> list[str] | None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import torch
 import typer
-import yaml
 
 from ..eval.card import measure_model, write_card
 from ..eval.extractors import extractor
@@ -20,7 +19,7 @@ from ..zoo import tasks
 from ..zoo.edm import read_edm, save_edm
 from . import console
 from .app import app
-from .console import Device, Nfe, Spacing, progress_bar
+from .console import Device, Nfe, Spacing, key_values, progress_bar
 
 
 @app.command()
@@ -76,11 +75,7 @@ def train(
     Checkpoints are kept in OUT, and the same command resumes. Devices and processes are those of
     accelerate: `accelerate launch --num_processes 4 -m fewstep.cli train mnist` uses four GPUs.
     """
-    pairs = [text.partition("=") for text in change or []]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise ValueError(f"--set wants key=value, not {key!r}")
-    overrides = {key: yaml.safe_load(value) for key, _, value in pairs}
+    overrides = key_values("--set", change)
     target = folder or Path("runs") / f"train-{Path(config).stem}"
     with progress_bar(f"train {Path(config).stem}") as progress:
         result = tasks.train(config, target, overrides, progress)

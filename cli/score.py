@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from ..eval.doctor import examine
 from ..eval.evaluate import (
@@ -29,7 +28,7 @@ from ..eval.statistics import Statistics, facts_of
 from ..eval.store import write_json
 from . import console
 from .app import app
-from .console import Device, listed, print_lines, progress_bar
+from .console import Device, key_values, listed, print_lines, progress_bar
 
 Named = Annotated[
     str,
@@ -54,21 +53,10 @@ Batch = Annotated[int, typer.Option(min=1, help="Images per call of the extracto
 def built(name: str, options: list[str] | None, device: str) -> Extractor:
     """The extractor that the command line asks for."""
     try:
-        given = dict(map(option_pair, options or []))
+        given = key_values("--option", options)
         return extractor(name, pick_device(device), **given)
     except TypeError as error:
         raise ValueError(f"{name} does not take {', '.join(options or [])}: {error}") from error
-
-
-def option_pair(text: str) -> tuple[str, Any]:
-    """The name and the value of "key=value", the latter as YAML reads it."""
-    key, found, value = text.partition("=")
-    if not (key and found):
-        raise ValueError(f"--option wants key=value, not {text!r}")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--option {text}: no value that YAML knows: {error}") from error
 
 
 @app.command()

@@ -14,7 +14,16 @@ from .job import Job, numbers
 from .models import Draw, Model, label_rule, pick_device
 from .processes import ALONE, Processes, check_shared
 from .progress import Counter, Progress, silent
-from .settings import STRICT, End, ExtractorConfig, ModelConfig, SolverConfig, table_within
+from .settings import (
+    SEEDS,
+    STRICT,
+    End,
+    ExtractorConfig,
+    ModelConfig,
+    NoiseDevice,
+    SolverConfig,
+    table_within,
+)
 from .shards import collect, missing_shards, run_job
 from .store import digest, environment, read_json, write_arrays, write_json
 
@@ -23,7 +32,6 @@ SETTINGS = "generate.json"
 SHARDS, SAMPLES = "shards", "samples.npz"
 # What may change from one call to the next: it decides how much is made and how fast.
 FREE = ("first", "count", "batch_size", "extractors")
-SEEDS = 2**32
 
 
 class GenerateConfig(BaseModel):
@@ -40,7 +48,7 @@ class GenerateConfig(BaseModel):
     count: PositiveInt = 100
     labels: str | int = "balanced"
     guidance: float = 1.0
-    noise_device: Literal["cpu", "cuda"] = "cpu"
+    noise_device: NoiseDevice = "cpu"
     keep: Literal["png", "npz", "none"] = "png"
     extractors: tuple[ExtractorConfig, ...] = ()
     batch_size: PositiveInt = 100

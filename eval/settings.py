@@ -21,6 +21,10 @@ from ..schedules import Grid, Schedule, VPLinear, grid
 STRICT = ConfigDict(extra="forbid", frozen=True)
 # Where grids end: in clean data, or at the least noise that the network knows.
 End = Literal["zero", "min"]
+# Where noise is drawn; see `samplers.noise`.
+NoiseDevice = Literal["cpu", "cuda"]
+# The streams of torch, and of EDM's script, repeat from there on.
+SEEDS = 2**32
 LABEL = r"^[\w.+-]*$"
 
 

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from ..score import MEASURES
-from ..settings import STRICT, End, ExtractorConfig, ModelConfig, SolverConfig
+from ..settings import SEEDS, STRICT, End, ExtractorConfig, ModelConfig, NoiseDevice, SolverConfig
 
 
 class ReferenceConfig(BaseModel):
@@ -63,7 +63,7 @@ class BenchConfig(BaseModel):
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     labels: str | int = "balanced"
     guidance: tuple[float, ...] = Field(default=(1.0,), min_length=1)
-    noise_device: str = "cpu"
+    noise_device: NoiseDevice = "cpu"
     solvers: tuple[SolverConfig, ...] = Field(min_length=1)
     nfe: tuple[PositiveInt, ...] = Field(min_length=1)
     spacings: tuple[str, ...] = Field(default=("lam",), min_length=1)
@@ -124,6 +124,8 @@ class BenchConfig(BaseModel):
     def apart(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
         """Refuse runs that share seeds: their mean would count some samples twice."""
         images = info.data.get("images", 0)
+        if max(value) + images > SEEDS:
+            raise ValueError("seeds must be below 2^32: torch's streams repeat from there on")
         for first, second in zip(sorted(value), sorted(value)[1:], strict=False):
             if second < first + images:
                 raise ValueError(

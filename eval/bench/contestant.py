@@ -104,6 +104,14 @@ def prepare(
         trust_pickle=asked.trust_pickle,
     )
     check_plan(config, asked.name, model)
+    if isinstance(asked.statistics, dict):
+        names = [each.name for each in built]
+        unknown = [name for name in asked.statistics if name not in names]
+        if unknown:
+            raise ValueError(
+                f"model {asked.name}: statistics of {unknown[0]}, which is no extractor of this "
+                f"run; there is {', '.join(names) or 'none'}"
+            )
     pairs = []
     for each in built:
         if processes.first:

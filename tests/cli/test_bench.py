@@ -233,6 +233,8 @@ def test_two_processes_find_the_same_numbers_as_one(model, bench_file, tmp_path)
         (["--set", "labels=12"], "label 12 is not one of 0 to 9"),
         (["--set", "noise_device=cuda"], "cuda"),
         (["--set", "reference={solver: ddpm}"], "ddpm draws noise"),
+        (["--set", "models=[{id: mnist, statistics: {nope: x.npz}}]"], "statistics of nope"),
+        (["--set", "nfe={"], "no value that YAML knows"),
     ],
 )
 def test_what_cannot_be_is_said_before_real_images_are_read(

@@ -70,6 +70,8 @@ def test_prompts_come_from_a_file(tmp_path):
         ({"models": ["a/x", "b/x"]}, "x is there twice"),
         ({"model": "mnist", "models": ["mnist"]}, "say the same"),
         ({"images": 50, "seeds": [0, 49]}, "seeds 0 and 49 overlap"),
+        ({"images": 50, "seeds": [2**32 - 49]}, "seeds must be below 2"),
+        ({"noise_device": "gpu"}, "noise_device"),
         ({"models": [{"id": "a", "prompts": "nowhere.txt"}]}, "no file nowhere.txt"),
     ],
 )
