@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from fewstep.eval.metrics import (
@@ -9,7 +12,7 @@ from fewstep.eval.metrics import (
     Neighbours,
     moments,
 )
-from torch import distributed, multiprocessing
+from torch import distributed
 
 D, BATCHES, BATCH = 6, 8, 10
 # Batches of each process, from and to.
@@ -74,7 +77,12 @@ def alone():
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, (2, folder), nprocs=2)
+    # This file as a program: a spawned process does not find modules of tests everywhere.
+    started = [
+        subprocess.Popen([sys.executable, __file__, str(rank), "2", str(folder)])
+        for rank in range(2)
+    ]
+    assert [each.wait(120) for each in started] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -115,3 +123,7 @@ def test_spreads_are_over_all_samples(case, alone, together):
 def test_a_process_keeps_its_own_samples_only(case, together):
     for seen, (first, last) in zip(together, SHARES[case], strict=True):
         assert seen[case][1] == (BATCH * (last - first),) * 2
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
