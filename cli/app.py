@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Few-step sampling for diffusion models. Start with `fewstep bench`: it compares "
-    "solvers on a bundled model of handwritten digits in about five minutes.",
+    "solvers on a bundled model of handwritten digits in a few minutes.",
     epilog="Exit codes: 0 done; 2 a wrong option, config or file; 3 something is missing, or "
     "cannot be read or written (weights, a model, images, the disk); 4 interrupted, the same "
     "command goes on; 5 numbers that are not finite.",
