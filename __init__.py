@@ -4,13 +4,17 @@ A sampler is a lower-triangular table of numbers (`Tableau`), built on a `Grid` 
 run by one executor, `sample`.
 """
 
-# Pipelines look it up in the module that a scheduler names as its own.
-from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import integrations, samplers, schedules
-from .integrations import TableauScheduler, restore, use
+from . import samplers, schedules
 from .samplers import State, Tableau, advance, build, initial, noise, sample
 from .schedules import Grid, grid
+
+if TYPE_CHECKING:
+    from . import integrations
+    from .integrations import SchedulerMixin as SchedulerMixin
+    from .integrations import TableauScheduler, restore, use
 
 __version__ = "0.1.0"
 
@@ -31,3 +35,18 @@ __all__ = [
     "schedules",
     "use",
 ]
+
+# Imported when it is asked for: diffusers takes seconds. Pipelines look up SchedulerMixin in the
+# module that a scheduler names as its own.
+LATER = ("SchedulerMixin", "TableauScheduler", "restore", "use")
+
+
+def __getattr__(name: str) -> Any:
+    if name != "integrations" and name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(".integrations", __name__)
+    return getattr(module, name, module)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -15,7 +15,6 @@ from ..eval.models import Draw, NetworkModel, in_batches, load_model, pick_devic
 from ..eval.progress import Counter
 from ..eval.settings import SolverConfig, table_within
 from ..eval.sources import open_images
-from ..zoo import tasks
 from ..zoo.edm import read_edm, save_edm
 from . import console
 from .app import app
@@ -75,6 +74,9 @@ def train(
     Checkpoints are kept in OUT, and the same command resumes. Devices and processes are those of
     accelerate: `accelerate launch --num_processes 4 -m fewstep.cli train mnist` uses four GPUs.
     """
+    # Here, because trainers take seconds to import.
+    from ..zoo import tasks
+
     overrides = key_values("--set", change)
     target = folder or Path("runs") / f"train-{Path(config).stem}"
     with progress_bar(f"train {Path(config).stem}") as progress:

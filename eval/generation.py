@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 
-from ..samplers import Tableau
 from .extractors import Extractor
 from .job import Job, numbers
 from .models import Draw, Model, label_rule, pick_device
@@ -24,14 +23,16 @@ from .settings import (
     SolverConfig,
     table_within,
 )
-from .shards import collect, missing_shards, run_job
+from .shards import collect, outstanding, run_job
 from .store import digest, environment, read_json, write_arrays, write_json
 
 # The file that says what the images of a folder are.
 SETTINGS = "generate.json"
 SHARDS, SAMPLES = "shards", "samples.npz"
-# What may change from one call to the next: it decides how much is made and how fast.
-FREE = ("first", "count", "batch_size", "extractors")
+# What may change from one call to the next: it decides how much is kept, and how fast.
+FREE = ("first", "count", "batch_size", "extractors", "keep")
+# Settings that only say what these digests decide.
+DECIDED = {"model": "weights"} | dict.fromkeys(("solver", "nfe", "spacing", "end"), "table")
 
 
 class GenerateConfig(BaseModel):
@@ -101,10 +102,10 @@ def run_generate(
     check_shared(folder, processes)
     claim(config, job, folder, processes, force)
     shards = folder / SHARDS
-    mine = missing_shards(job, shards)[processes.rank :: processes.count]
-    total = sum(len(shard) * job.calls_per_image for shard in mine)
+    mine = outstanding(job, shards, folder)[processes.rank :: processes.count]
+    total = sum(work.samples for work in mine) * job.calls_per_image
     counter = Counter(progress, total, f"{job.table.name}, NFE {job.table.nfe}")
-    run_job(job, shards, counter.add, processes, images=folder)
+    run_job(job, shards, counter.add, processes, pictures=folder)
     if not processes.first:
         return {}
     arrays = collect(job, shards)
@@ -126,13 +127,15 @@ def claim(
 ) -> None:
     """Write the settings into a folder; ValueError with a diff if it has those of other images."""
     path = folder / SETTINGS
-    fixed = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE}
-    mine = fixed | {"weights": job.model.fingerprint, "table": table_digest(job.table)}
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE}
+    digests = {"weights": job.model.fingerprint, "table": digest(*numbers(job.table))}
+    mine = settings | digests
     theirs = read_json(path)["settings"] if path.exists() else mine
+    other = {key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)}
     changed = [
         f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} asked for"
-        for key in {**theirs, **mine}
-        if theirs.get(key) != mine.get(key)
+        for key in sorted(other)
+        if key not in DECIDED or DECIDED[key] in other
     ]
     if changed and not force:
         raise ValueError(
@@ -153,8 +156,3 @@ def clear(folder: Path) -> None:
     for pattern in (f"{SHARDS}/*.npz", "[0-9]*/[0-9]*.png", SAMPLES):
         for path in folder.glob(pattern):
             path.unlink()
-
-
-def table_digest(table: Tableau) -> str:
-    """What identifies a table's numbers."""
-    return digest(*numbers(table))

@@ -61,6 +61,13 @@ def save_image(pixels: Tensor, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def load_image(path: Path) -> Tensor:
+    """Read one image of `save_image`, uint8 [C, H, W]; OSError if that cannot be done."""
+    with Image.open(path) as picture:
+        array = np.array(picture)
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
 def thumbnails(pixels: Tensor, side: int = 128) -> Tensor:
     """The images [N, C, H, W] shrunk to at most `side` pixels, uint8; small ones as they are."""
     longest = max(pixels.shape[2:])

@@ -22,9 +22,10 @@ class Job:
     """The images of `model` under `table` on the seeds and labels of `draw`.
 
     `extractors` are the features that are kept of them. The first `preview` images are kept
-    whatever `keep` says, and the squared distance to `target` [R, C, H, W] of the first R, which
-    `target_key` identifies. A shard of `shard_size` images is the unit of work: one process makes
-    it, in batches of `batch_size`, and it counts as done when its file is there.
+    whatever `keep` says, and the squared distance to `target` [R, C, H, W] of the first R =
+    `target_size`, which `target_key` identifies. A shard of `shard_size` images is the unit of
+    work: one process makes it, in batches of `batch_size`, and each of its parts (see `parts_of`)
+    counts as done when its file is there.
     """
 
     model: Model
@@ -34,6 +35,7 @@ class Job:
     keep: Keep = "none"
     target: Tensor | None = None
     target_key: str = ""
+    target_size: int = 0
     preview: int = 100
     batch_size: int = 100
     shard_size: int = 1000
@@ -52,24 +54,21 @@ class Job:
 
     @property
     def sampler_key(self) -> str:
-        """Digest of all that decides the content of shards besides their seeds and labels."""
+        """Digest of all that decides the samples besides their seeds and labels."""
+        draw = self.draw
         return digest(
-            self.model.fingerprint,
-            *numbers(self.table),
-            *(float(self.draw.guidance), self.draw.source, self.keep, self.target_key),
-            sorted(extractor.fingerprint for extractor in self.extractors),
+            self.model.fingerprint, *numbers(self.table), float(draw.guidance), draw.source
         )
 
     def key(self, shard: range) -> str:
-        """Digest of all that decides the content of a shard.
+        """Digest of all that decides the samples of a shard.
 
         The size of the whole set is not in it, so that a larger run goes on from a smaller one; the
-        batch size is not, because a sample does not depend on its batch.
+        batch size is not, because a sample does not depend on its batch; nor is what is kept.
         """
         part = self.draw.part(slice(shard.start, shard.stop))
         labels = "none" if part.labels is None else part.labels.numpy()
-        shown = max(0, min(self.preview - shard.start, len(shard)))
-        return digest(self.sampler_key, np.asarray(part.seeds), labels, shown)
+        return digest(self.sampler_key, np.asarray(part.seeds), labels)
 
 
 def numbers(table: Tableau) -> list[Any]:

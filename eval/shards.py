@@ -6,52 +6,97 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .extractors.extractor import full_precision
-from .images import quantise, save_image
 from .job import Job
 from .models import counting
+from .parts import Arrays, Batch, Part, parts_of, read_pngs
 from .processes import ALONE, Processes
 from .store import read_arrays, read_json, write_arrays, write_json
 
-Arrays = dict[str, np.ndarray]
 OnCall = Callable[[int], None]
+# Gives the images of some positions: samples about [-1, 1], or uint8 if they were kept.
+Source = Callable[[slice], Tensor]
 # Batches that wait for their features while the next are made.
 AHEAD = 2
 FAILED = "not-finite-"
 
 
 class NotFinite(ArithmeticError):
-    """A sampler that made something that is no image; `seeds` are those it did it on."""
+    """A sampler that made something that is no image; `seeds` are the first it did it on."""
 
     def __init__(self, seeds: list[int]):
         self.seeds = seeds
         shown = ", ".join(map(str, seeds[:5])) + (", .." if len(seeds) > 5 else "")
         super().__init__(
-            f"{len(seeds)} samples are not finite (NaN or infinite), seeds {shown}: the solver "
-            "diverged; take more steps, a lower order or another spacing"
+            f"at least {len(seeds)} samples are not finite (NaN or infinite), seeds {shown}: the "
+            "solver diverged; take more steps, a lower order or another spacing"
         )
 
 
-def shard_path(job: Job, folder: Path, shard: range) -> Path:
-    """The file of a shard, by its first seed: other seeds of the same settings may lie beside."""
-    return folder / f"{job.draw.seeds[shard.start]:08d}.npz"
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A shard with `lacking` parts; `images` gives its images where all that is needed was kept."""
+
+    shard: range
+    lacking: tuple[Part, ...]
+    images: Source | None
+
+    @property
+    def samples(self) -> int:
+        """How many samples are to be made."""
+        return len(self.shard) if self.images is None else 0
 
 
-def missing_shards(job: Job, folder: Path) -> list[range]:
-    """The shards that `folder` does not hold, or holds of another job."""
-    return [shard for shard in job.shards if stored(job, folder, shard) is None]
+def shard_path(job: Job, folder: Path, shard: range, part: str) -> Path:
+    """The file of a part, by the first seed: other seeds of the same settings may lie beside."""
+    return folder / f"{job.draw.seeds[shard.start]:08d}.{part}.npz"
 
 
-def stored(job: Job, folder: Path, shard: range) -> Arrays | None:
-    """What `folder` holds of a shard; None if nothing, or damaged, or of another job."""
-    return read_arrays(shard_path(job, folder, shard), job.key(shard))
+def stored(job: Job, folder: Path, shard: range, part: Part) -> Arrays | None:
+    """What `folder` holds of a part; None if nothing, or damaged, or of another job."""
+    return read_arrays(shard_path(job, folder, shard, part.name), part.key)
+
+
+def outstanding(job: Job, folder: Path, pictures: Path | None = None) -> list[Work]:
+    """What is to be done for `folder` to hold all parts of all shards; PNGs are in `pictures`."""
+    found = []
+    for shard in job.shards:
+        seeds = job.draw.seeds[shard.start : shard.stop]
+        lacking = tuple(
+            part
+            for part in parts_of(job, shard)
+            if stored(job, folder, shard, part) is None
+            or not part.intact(pictures or folder, seeds)
+        )
+        exact = any(part.exact for part in lacking)
+        images = None if exact or not lacking else kept(job, folder, shard, pictures or folder)
+        if lacking:
+            found.append(Work(shard, lacking, images))
+    return found
+
+
+def kept(job: Job, folder: Path, shard: range, pictures: Path) -> Source | None:
+    """The images of a shard if they were kept, in whatever way."""
+    seeds = job.draw.seeds[shard.start : shard.stop]
+    arrays = read_arrays(shard_path(job, folder, shard, "pixels"), job.key(shard))
+    pixels = None if arrays is None else torch.from_numpy(arrays["pixels"])
+    if pixels is None:
+        arrays = read_arrays(shard_path(job, folder, shard, "png"), job.key(shard))
+        pixels = None if arrays is None else read_pngs(pictures, seeds, arrays["checksums"])
+    if pixels is None:
+        return None
+
+    def source(rows: slice) -> Tensor:
+        return pixels[rows.start - shard.start : rows.stop - shard.start].to(job.model.device)
+
+    return source
 
 
 def run_job(
@@ -59,11 +104,11 @@ def run_job(
     folder: Path,
     on_call: OnCall = lambda images: None,
     processes: Processes = ALONE,
-    images: Path | None = None,
+    pictures: Path | None = None,
 ) -> None:
-    """Make the shards that `folder` does not hold yet; return when every process has made its own.
+    """Make what `folder` does not hold yet; return when every process has made its own.
 
-    PNGs go below `images`, or else beside the shards.
+    PNGs go below `pictures`, or else beside the shards.
 
     The statistics of the whole do not depend, to the last bit, on the number of processes, nor on
     how often and where the run was stopped: who makes a shard makes it in the same batches, and
@@ -71,7 +116,7 @@ def run_job(
     Raises NotFinite in every process if samples of any are, and ValueError where the memory of the
     device is too small for a batch; the shards before are kept.
     """
-    todo = missing_shards(job, folder)
+    todo = outstanding(job, folder, pictures)
     if processes.first:
         for path in folder.glob(f"{FAILED}*"):
             path.unlink()
@@ -85,9 +130,11 @@ def run_job(
             ThreadPoolExecutor(1) as worker,
         ):
             stream = side_stream(job.model.device)
-            for shard in todo[processes.rank :: processes.count]:
-                arrays = make(job, shard, images or folder, worker, stream)
-                write_arrays(shard_path(job, folder, shard), job.key(shard), arrays)
+            for work in todo[processes.rank :: processes.count]:
+                made = make(job, work, worker, stream, pictures or folder)
+                for part in work.lacking:
+                    path = shard_path(job, folder, work.shard, part.name)
+                    write_arrays(path, part.key, made[part.name])
     except NotFinite as error:
         # The others are to be met all the same, or they would wait for ever.
         write_json(folder / f"{FAILED}{processes.rank}.json", error.seeds)
@@ -106,78 +153,48 @@ def run_job(
 
 def make(
     job: Job,
-    shard: range,
-    folder: Path,
+    work: Work,
     worker: ThreadPoolExecutor,
     stream: torch.cuda.Stream | None,
-) -> Arrays:
-    """The content of one shard; features are extracted while the next batch is sampled.
-
-    PNGs go below `folder`.
-    """
-    calls = 0
+    pictures: Path,
+) -> dict[str, Arrays]:
+    """What a shard lacks, by part; features are extracted while the next batch is sampled."""
+    calls, elapsed = 0, 0.0
 
     def count(images: int) -> None:
         nonlocal calls
         calls += images
 
-    waiting: deque[Future[Arrays]] = deque()
-    parts: list[Arrays] = []
-    elapsed = 0.0
+    source = work.images or sampler(job)
+    waiting: deque[Future[dict[str, Arrays]]] = deque()
+    batches: list[dict[str, Arrays]] = []
     with counting(job.model.network, count):
-        for first in range(shard.start, shard.stop, job.batch_size):
-            rows = slice(first, min(first + job.batch_size, shard.stop))
+        for first in range(work.shard.start, work.shard.stop, job.batch_size):
+            rows = slice(first, min(first + job.batch_size, work.shard.stop))
             start = time.perf_counter()
-            images = job.model.images(job.table, job.draw.part(rows))
-            if images.device.type == "cuda":
-                torch.cuda.current_stream(images.device).synchronize()
+            images = source(rows)
             elapsed += time.perf_counter() - start
-            waiting.append(worker.submit(beside, stream, reduce, job, images, rows, folder))
+            batch = Batch(rows, np.asarray(job.draw.seeds[rows]), images, pictures)
+            waiting.append(worker.submit(beside, stream, work.lacking, batch))
             if len(waiting) > AHEAD:
-                parts.append(waiting.popleft().result())
-        parts += [each.result() for each in waiting]
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    facts = {"seconds": np.asarray(elapsed), "calls": np.asarray(calls)}
-    return arrays | facts
+                batches.append(waiting.popleft().result())
+        batches += [each.result() for each in waiting]
+    made = {part.name: joined([batch[part.name] for batch in batches]) for part in work.lacking}
+    if "facts" in made:
+        made["facts"] |= {"seconds": np.asarray(elapsed), "calls": np.asarray(calls)}
+    return made
 
 
-def reduce(job: Job, images: Tensor, rows: slice, folder: Path) -> Arrays:
-    """What is kept of one batch: float32 images [B, C, H, W] in [-1, 1] at positions `rows`."""
-    seeds = np.asarray(job.draw.seeds[rows])
-    bad = ~images.isfinite().flatten(1).all(1)
-    if bad.any():
-        raise NotFinite(seeds[bad.cpu().numpy()].tolist())
-    pixels = quantise(images)
-    arrays: Arrays = {
-        "seeds": seeds,
-        "outside": (images.abs() > 1).flatten(1).double().mean(1).cpu().numpy(),
-    }
-    for extractor in job.extractors:
-        for kind, values in extractor(pixels)._asdict().items():
-            if values is not None:
-                arrays[f"{extractor.name}/{kind}"] = values.cpu().numpy()
-    if job.target is not None:
-        near = job.target[rows].to(images)
-        gap = (images[: len(near)] - near).double().square().flatten(1).mean(1)
-        arrays["square_error"] = gap.cpu().numpy()
-    host = pixels.cpu()
-    arrays["pixels"] = host[: len(host) if job.keep == "npz" else kept(job, rows)].numpy()
-    if job.keep == "samples":
-        arrays["samples"] = images.float().cpu().numpy()
-    if job.keep == "png":
-        for seed, picture in zip(seeds.tolist(), host, strict=True):
-            save_image(picture, png_path(folder, seed))
-    return arrays
+def sampler(job: Job) -> Source:
+    """The images of a job, made when they are asked for."""
 
+    def source(rows: slice) -> Tensor:
+        images = job.model.images(job.table, job.draw.part(rows))
+        if images.device.type == "cuda":
+            torch.cuda.current_stream(images.device).synchronize()
+        return images
 
-def kept(job: Job, rows: slice) -> int:
-    """How many images of a batch belong to the preview."""
-    return max(0, min(job.preview, rows.stop) - rows.start)
-
-
-def png_path(folder: Path, seed: int) -> Path:
-    """Where the image of a seed goes: a folder per thousand, as EDM's scripts lay them out."""
-    return folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
+    return source
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -186,35 +203,47 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def beside(
-    stream: torch.cuda.Stream | None,
-    work: Callable[..., Arrays],
-    job: Job,
-    images: Tensor,
-    *rest: Any,
-) -> Arrays:
-    """Do `work` on a stream of its own."""
+    stream: torch.cuda.Stream | None, parts: tuple[Part, ...], batch: Batch
+) -> dict[str, Arrays]:
+    """`reduce` on a stream of its own."""
     if stream is None:
-        return work(job, images, *rest)
-    images.record_stream(stream)
+        return reduce(parts, batch)
+    batch.images.record_stream(stream)
     with torch.cuda.stream(stream):
-        return work(job, images, *rest)
+        return reduce(parts, batch)
+
+
+def reduce(parts: tuple[Part, ...], batch: Batch) -> dict[str, Arrays]:
+    """What is kept of one batch, by part; NotFinite if images of it are not."""
+    bad = ~batch.images.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise NotFinite(batch.seeds[bad.cpu().numpy()].tolist())
+    return {part.name: part.make(batch) for part in parts}
 
 
 def collect(job: Job, folder: Path) -> Arrays:
-    """The arrays of all shards joined in order of the samples; totals are added up.
+    """The arrays of all parts of all shards joined in order of the samples; totals are added up.
 
-    Raises ValueError if a shard is missing, damaged or of another job.
+    Raises ValueError if one is missing, damaged or of another job.
     """
-    parts = []
+    found: list[Arrays] = []
     for shard in job.shards:
-        arrays = stored(job, folder, shard)
-        if arrays is None:
-            path = shard_path(job, folder, shard)
-            raise ValueError(f"{path} is missing or damaged: run it again")
-        parts.append(arrays)
+        arrays: Arrays = {}
+        for part in parts_of(job, shard):
+            part_arrays = stored(job, folder, shard, part)
+            if part_arrays is None:
+                path = shard_path(job, folder, shard, part.name)
+                raise ValueError(f"{path} is missing or damaged: run it again")
+            arrays |= part_arrays
+        found.append(arrays)
+    return joined(found)
+
+
+def joined(arrays: list[Arrays]) -> Arrays:
+    """Arrays of one name behind each other, of those that have them; totals are added up."""
     return {
-        name: np.concatenate([part[name] for part in parts])
-        if parts[0][name].ndim
-        else np.sum([part[name] for part in parts])
-        for name in parts[0]
+        name: np.concatenate([each[name] for each in arrays if name in each])
+        if value.ndim
+        else np.sum([each[name] for each in arrays])
+        for name, value in arrays[0].items()
     }

@@ -1,7 +1,9 @@
 """Where other programs meet samplers: diffusers and k-diffusion."""
 
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
 from . import kdiffusion
 from .pipelines import restore, use
 from .scheduler import TableauScheduler
 
-__all__ = ["TableauScheduler", "kdiffusion", "restore", "use"]
+__all__ = ["SchedulerMixin", "TableauScheduler", "kdiffusion", "restore", "use"]

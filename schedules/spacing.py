@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 
 from .base import Float, Schedule, softplus
 from .grid import Grid
@@ -42,7 +42,7 @@ class Spacing:
         u = np.linspace(0, 1, n)
         if self.quantiles is None:
             return u
-        return 1 - np.asarray(beta_distribution.ppf(1 - u, *self.quantiles), dtype=np.float64)
+        return 1 - np.asarray(betaincinv(*self.quantiles, 1 - u), dtype=np.float64)
 
     def place(self, start: float, stop: float, n: int) -> Float:
         """n values from start to stop; both ends are exact."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -79,3 +80,11 @@ def test_every_command_of_the_readme_exists():
 
     known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert known >= set(re.findall(r"(?:`|&& )fewstep ([a-z]+)", README))
+
+
+def test_diffusers_is_imported_only_when_it_is_needed():
+    """It takes seconds, which `fewstep --help` should not."""
+    code = "import sys, fewstep, fewstep.cli; print('diffusers' in sys.modules)"
+    code += "; fewstep.TableauScheduler; print('diffusers' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "True"]

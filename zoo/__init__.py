@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from diffusers import DDPMScheduler, UNet2DModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .classifier import Classifier, load_classifier
 from .data import Images, mnist
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 __all__ = [
     "Classifier",
@@ -32,6 +33,9 @@ class DiffusionModel(NamedTuple):
 
 def load_diffusion_model(folder: str | Path) -> DiffusionModel:
     """Read a diffusers folder (`unet/`, `scheduler/`), in evaluation mode, on the CPU."""
+    # Here, because it takes seconds.
+    from diffusers import DDPMScheduler, UNet2DModel
+
     folder = Path(folder)
     if not (folder / "unet" / "config.json").exists():
         raise FileNotFoundError(f"no diffusers model in {folder}: it needs unet/ and scheduler/")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..extractors import Outputs
 from ..metrics import Estimate, half_split_distances
+from ..parts import Arrays
 from ..score import root_mean, score
-from ..shards import Arrays
 from .contestant import Contestant
 from .plan import Cell
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ...samplers import Tableau
 from ..job import Job, Keep
 from ..models import Draw, label_rule
+from ..parts import parts_of
 from ..store import digest
 from .config import BenchConfig
 from .contestant import Contestant
@@ -53,14 +55,12 @@ class Round:
         if images < self.config.images:
             # Of fewer samples, distances would be biased otherwise than those of the cells.
             converged = replace(converged, extractors=())
-        return converged, replace(
-            self.job(check, checked), extractors=(), target_key=all_keys(converged)
-        )
+        return converged, replace(self.job(check, checked), extractors=(), **target_of(converged))
 
     @property
     def reference_folders(self) -> tuple[Path, Path]:
         """Where the shards of the two go."""
-        name = f"reference-{all_keys(self.references[0])}" if self.references else ""
+        name = f"reference-{self.references[0].sampler_key}" if self.references else ""
         return self.shards_of(name), self.shards_of(f"{name}-check")
 
     def job(self, table: Tableau, images: int | None = None) -> Job:
@@ -77,8 +77,8 @@ class Round:
 
     def job_of(self, cell: Cell) -> Job:
         """The job of a cell; its target comes when there is one."""
-        key = all_keys(self.references[0]) if self.references else ""
-        return replace(self.job(cell.table), keep=OF_JOB[self.config.keep], target_key=key)
+        target = target_of(self.references[0]) if self.references else {}
+        return replace(self.job(cell.table), keep=OF_JOB[self.config.keep], **target)
 
     def shards_of(self, name: str) -> Path:
         """Where shards go."""
@@ -103,6 +103,11 @@ def rounds(config: BenchConfig, ready: Contestant, folder: Path) -> list[Round]:
     ]
 
 
+def target_of(reference: Job) -> dict[str, Any]:
+    """What a job has to know of the samples that it is compared with, before there are any."""
+    return {"target_key": reference.sampler_key, "target_size": len(reference.draw.seeds)}
+
+
 def all_keys(job: Job) -> str:
-    """One digest for all shards of a job."""
-    return digest([job.key(shard) for shard in job.shards])
+    """One digest for all parts of a job."""
+    return digest([part.key for shard in job.shards for part in parts_of(job, shard)])

@@ -17,7 +17,7 @@ from ..job import Job
 from ..processes import ALONE, Processes, check_shared
 from ..progress import Counter, Progress, silent
 from ..settings import ModelConfig
-from ..shards import NotFinite, collect, missing_shards, run_job
+from ..shards import NotFinite, collect, outstanding, run_job
 from ..store import digest, environment, read_arrays, write_arrays
 from .config import BenchConfig
 from .contestant import Contestant
@@ -112,7 +112,7 @@ def run_model(
         done = {task.cell: task.stored for task in tasks if task.stored is not None}
         try:
             if not interrupted:
-                counter.total += outstanding(turn, tasks, processes)
+                counter.total += calls_left(turn, tasks, processes)
                 # All must have looked before the first writes.
                 processes.wait()
                 target = run_reference(turn, counter, processes)
@@ -147,16 +147,16 @@ def survey(turn: Round) -> list[Task]:
     return [Task(cell, job, key, read_result(turn, cell, key)) for cell, job, key in keyed]
 
 
-def outstanding(turn: Round, tasks: list[Task], processes: Processes) -> int:
+def calls_left(turn: Round, tasks: list[Task], processes: Processes) -> int:
     """Network evaluations x images that a round still takes of this process."""
     todo = [task for task in tasks if task.stored is None]
     parts = [(task.job, turn.shards_of_cell(task.cell, task.job)) for task in todo]
     if turn.references is not None:
         parts += zip(turn.references, turn.reference_folders, strict=True)
     return sum(
-        len(shard) * job.calls_per_image
+        work.samples * job.calls_per_image
         for job, folder in parts
-        for shard in missing_shards(job, folder)[processes.rank :: processes.count]
+        for work in outstanding(job, folder)[processes.rank :: processes.count]
     )
 
 

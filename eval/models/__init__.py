@@ -1,10 +1,10 @@
 """What can be sampled: networks and pipelines, by name, folder, file or hub id."""
 
-from .catalogue import MODELS, load_model, pick_device
+from .bundled import MODELS
+from .catalogue import load_model, pick_device
 from .draw import RULES, Draw, label_rule
 from .model import Model, NetworkModel, counting, in_batches
 from .networks import edm_model, unet_model
-from .pipeline import PipelineModel
 
 __all__ = [
     "MODELS",
@@ -12,7 +12,6 @@ __all__ = [
     "Draw",
     "Model",
     "NetworkModel",
-    "PipelineModel",
     "counting",
     "edm_model",
     "in_batches",

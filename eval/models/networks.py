@@ -48,6 +48,16 @@ def unet_model(
     return NetworkModel(name, network, schedule, shape, classes, denoiser, decode, facts)
 
 
+def placed(model: NetworkModel, dtype: torch.dtype, device: torch.device | str) -> NetworkModel:
+    """The model with its networks frozen, on the device."""
+    for network in (model.network, model.decode):
+        if network is not None:
+            # A cast to the dtype that it has already makes diffusers warn.
+            network.to(device) if dtype_of(network) == dtype else network.to(device, dtype)
+            network.eval().requires_grad_(False)
+    return model
+
+
 def dtype_of(network: nn.Module) -> torch.dtype:
     """The dtype of a network's weights."""
     return next(network.parameters()).dtype

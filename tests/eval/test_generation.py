@@ -13,25 +13,21 @@ from fewstep.eval.processes import Processes
 from PIL import Image
 from pydantic import ValidationError
 
-from .models.exact import CLASSES, Altered, exact, means
+from .models.exact import CLASSES, counted, exact, means
 
 
-def generate(folder, *, model=None, force=False, features=(), **values):
-    defaults = {"solver": "dpmpp-2m", "nfe": 4, "count": 12, "batch_size": 3, "shard_size": 5}
+def generate(folder, *, model=None, force=False, features=(), asked="mnist", **values):
+    defaults = {
+        "model": asked,
+        "solver": "dpmpp-2m",
+        "nfe": 4,
+        "count": 12,
+        "batch_size": 3,
+        "shard_size": 5,
+    }
     config = GenerateConfig.model_validate({**defaults, **values})
     job = job_for(config, model or exact(), features)
     return run_generate(config, job, folder, force=force), job
-
-
-def counted():
-    """A model, and the seeds that it has made so far."""
-    seeds = []
-
-    def act(images, draw):
-        seeds.extend(draw.seeds)
-        return images
-
-    return Altered(exact(), act), seeds
 
 
 def pictures(folder):
@@ -82,6 +78,25 @@ def test_more_and_other_seeds_are_added_without_sampling_again(tmp_path):
     assert len(pictures(tmp_path)) == 25
 
 
+def test_images_may_be_kept_in_another_way_and_features_added(tmp_path):
+    model, seeds = counted()
+    generate(tmp_path, model=model)
+    generate(tmp_path, model=model, extractors=["means"], features=(means(),))
+    generate(tmp_path, model=model, keep="npz")
+    assert len(seeds) == 12
+    with np.load(tmp_path / "samples.npz") as file:
+        found = file["arr_0"]
+    for seed, image in pictures(tmp_path).items():
+        np.testing.assert_array_equal(image, found[int(seed)])
+
+
+def test_another_name_of_the_same_model_is_no_other_model(tmp_path):
+    model, seeds = counted()
+    generate(tmp_path, model=model)
+    generate(tmp_path, model=model, asked={"id": "moved/mnist", "label": "digits"})
+    assert len(seeds) == 12
+
+
 def test_a_batch_size_may_change(tmp_path):
     model, seeds = counted()
     generate(tmp_path, model=model)
@@ -96,7 +111,6 @@ def test_a_batch_size_may_change(tmp_path):
         ({"guidance": 2.0}, "guidance: 1.0 there, 2.0 asked for"),
         ({"labels": 1}, "labels: 'balanced' there, 1 asked for"),
         ({"solver": "ddim"}, "solver: .*dpmpp-2m.* there, .*ddim.* asked for"),
-        ({"keep": "npz"}, "keep: 'png' there"),
         ({"shard_size": 6}, "shard_size: 5 there"),
     ],
 )

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from .models.exact import exact, job, means, table
 
@@ -41,19 +40,15 @@ def test_the_key_of_a_shard_is_that_of_its_content():
         lambda own: replace(own, draw=replace(own.draw, labels=None)),
         lambda own: replace(own, draw=replace(own.draw, guidance=1.5)),
         lambda own: replace(own, draw=replace(own.draw, source="cuda")),
-        lambda own: replace(own, extractors=()),
-        lambda own: replace(own, extractors=(means("2"),)),
-        lambda own: replace(own, keep="png"),
-        lambda own: replace(own, preview=4),
-        lambda own: replace(own, target=torch.zeros(1), target_key="t"),
     ],
 )
 def test_the_key_sees_all_that_decides_a_shard(change):
     assert change(job()).key(FIRST) != job().key(FIRST)
 
 
-def test_a_preview_matters_only_to_the_shards_that_have_it():
-    assert job(preview=3).key(range(8, 16)) == job(preview=5).key(range(8, 16))
+def test_what_is_kept_does_not_change_the_samples():
+    kept = job(extractors=(means("2"),), keep="png", preview=4, target_key="t", target_size=3)
+    assert kept.key(FIRST) == job().key(FIRST)
 
 
 def test_guidance_doubles_the_calls():

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from fewstep.eval import shards, store
 from fewstep.eval.images import quantise
 from fewstep.eval.models import in_batches
 from fewstep.eval.processes import ALONE, Processes
-from fewstep.eval.shards import NotFinite, collect, missing_shards, run_job
+from fewstep.eval.shards import NotFinite, collect, outstanding, run_job
 from PIL import Image
 from torch import nn
 
-from .models.exact import SHAPE, Altered, Means, exact, job, means, spoilt
+from .models.exact import SHAPE, Altered, Means, counted, exact, job, means, spoilt
 
 TIMED = ("seconds",)
 
@@ -54,6 +55,17 @@ def together(make, folder, processes=2):
 
     with ThreadPoolExecutor(processes) as pool:
         return list(pool.map(one, range(processes)))
+
+
+def missing(job, folder):
+    return [work.shard for work in outstanding(job, folder)]
+
+
+def done(folder):
+    """The first seeds of shards with all of the parts of a job without more."""
+    names = [path.name.split(".") for path in folder.glob("*.npz")]
+    first = {seed for seed, *_ in names}
+    return {s for s in first if {"facts", "features-means"} <= {p for n, p, _ in names if n == s}}
 
 
 def times(folder):
@@ -118,7 +130,8 @@ def killing(point):
         replaced, calls = os.replace, count()
 
         def stop(*paths):
-            if next(calls) == 1:
+            # The second of the three files of the second shard.
+            if next(calls) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             replaced(*paths)
 
@@ -143,7 +156,7 @@ def test_a_killed_run_goes_on(tmp_path, point, kept, processes):
     child.start()
     child.join(30)
     assert child.exitcode == -signal.SIGKILL
-    assert len(missing_shards(job(20), tmp_path / "killed")) == 3 - kept
+    assert len(missing(job(20), tmp_path / "killed")) == 3 - kept
     before = times(tmp_path / "killed")
     assert together(lambda: job(20), tmp_path / "killed", processes) == [None] * processes
     after = times(tmp_path / "killed")
@@ -160,21 +173,22 @@ def test_an_interrupted_run_goes_on(tmp_path):
     own = job(20, Altered(exact(), act))
     with pytest.raises(KeyboardInterrupt):
         run_job(own, tmp_path)
-    assert missing_shards(own, tmp_path) == [range(8, 16), range(16, 20)]
+    assert missing(own, tmp_path) == [range(8, 16), range(16, 20)]
     assert not own.model.network._forward_hooks
 
 
 def flipped(content):
-    at = len(content) // 2
+    # Within the numbers of the first array, behind its header.
+    at = content.index(b"\x93NUMPY") + 128 + 2
     return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize("damage", [flipped, lambda content: content[:-9], lambda content: b""])
 def test_a_damaged_shard_is_made_again(tmp_path, damage):
     whole = run(job(20), tmp_path)
-    path = tmp_path / "00000008.npz"
+    path = tmp_path / "00000008.facts.npz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"00000008.npz is missing or damaged"):
+    with pytest.raises(ValueError, match=r"00000008.facts.npz is missing or damaged"):
         collect(job(20), tmp_path)
     before = times(tmp_path)
     assert_same(run(job(20), tmp_path), whole)
@@ -193,9 +207,9 @@ def test_samples_that_are_not_finite_are_named_by_every_process(tmp_path):
     assert [type(error) for error in errors] == [NotFinite] * 2
     # Shards 1 and 3 belong to the second process, which stops at the first bad one.
     assert [error.seeds for error in errors] == [[10]] * 2
-    assert "1 samples are not finite" in str(errors[0])
+    assert "at least 1 samples are not finite" in str(errors[0])
     assert "seeds 10:" in str(errors[0])
-    assert set(times(tmp_path)) == {"00000000.npz", "00000016.npz", "00000032.npz"}
+    assert done(tmp_path) == {"00000000", "00000016", "00000032"}
     # Mended, the same command goes on.
     mended = run(job(40), tmp_path)
     assert mended["seeds"].tolist() == list(range(40))
@@ -240,25 +254,26 @@ def test_too_little_memory_is_said_and_a_smaller_batch_goes_on(tmp_path):
     with pytest.raises(ValueError, match="batches of 3 images: take a smaller --batch-size"):
         run_job(job(20, model), tmp_path)
     before = times(tmp_path)
-    assert set(before) == {"00000000.npz"}
+    assert done(tmp_path) == {"00000000"}
     run_job(job(20, model, batch_size=2), tmp_path)
-    assert times(tmp_path)["00000000.npz"] == before["00000000.npz"]
+    assert {name: times(tmp_path)[name] for name in before} == before
 
 
 def test_a_full_disk_loses_one_shard(tmp_path, monkeypatch):
     replaced, calls = os.replace, count()
 
     def full(*paths):
-        if next(calls) == 1:
+        if next(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         replaced(*paths)
 
     monkeypatch.setattr(store.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         run_job(job(20), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["00000000.npz"]
+    assert done(tmp_path) == {"00000000"}
+    assert len(list(tmp_path.iterdir())) == 3
     run_job(job(20), tmp_path)
-    assert len(times(tmp_path)) == 3
+    assert len(done(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(("guidance", "calls"), [(1.0, 4), (2.0, 8)])
@@ -296,7 +311,7 @@ def test_samples_and_distances_to_a_target(tmp_path):
     samples = in_batches(exact(), own.table, own.draw)
     np.testing.assert_array_equal(run(own, tmp_path)["samples"], samples)
     shift = torch.arange(10.0).view(-1, 1, 1, 1)
-    near = replace(own, target=samples[:10] + shift, target_key="shifted")
+    near = replace(own, target=samples[:10] + shift, target_key="shifted", target_size=10)
     gap = run(near, tmp_path / "near")["square_error"]
     np.testing.assert_allclose(gap, np.arange(10.0) ** 2, rtol=1e-5)
 
@@ -304,13 +319,68 @@ def test_samples_and_distances_to_a_target(tmp_path):
 def test_pngs_are_named_by_their_seeds(tmp_path):
     own = job(6, keep="png")
     own = replace(own, draw=replace(own.draw, seeds=range(997, 1003)))
-    run_job(own, tmp_path / "shards", images=tmp_path)
+    run_job(own, tmp_path / "shards", pictures=tmp_path)
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     names = [f"{997 + i:06d}.png" for i in range(6)]
     assert found == [f"{'000000' if name < '001000' else '001000'}/{name}" for name in names]
     pixels = quantise(in_batches(exact(), own.table, own.draw))
     picture = np.asarray(Image.open(tmp_path / "001000" / "001001.png"))
     np.testing.assert_array_equal(picture, pixels[4].movedim(0, -1))
+
+
+@pytest.mark.parametrize("keep", ["npz", "png"])
+def test_kept_images_are_not_sampled_again_for_more_features(tmp_path, keep):
+    model, seeds = counted()
+    run_job(job(20, model, keep=keep, extractors=()), tmp_path)
+    assert len(seeds) == 20
+    more = job(20, model, keep=keep, preview=15)
+    found = run(more, tmp_path)
+    assert len(seeds) == 20
+    assert_same(found, run(more, tmp_path / "at once"))
+
+
+@pytest.mark.parametrize("loss", [Path.unlink, lambda path: path.write_bytes(b"no image")])
+def test_a_png_that_is_no_longer_there_is_sampled_again(tmp_path, loss):
+    model, seeds = counted()
+    run_job(job(20, model, keep="png", extractors=()), tmp_path)
+    loss(tmp_path / "000000" / "000009.png")
+    found = run(job(20, model, keep="png"), tmp_path)
+    assert seeds[20:] == list(range(8, 16))
+    assert_same(found, run(job(20, keep="png"), tmp_path / "whole"))
+
+
+def test_a_deleted_png_is_written_again(tmp_path):
+    run_job(job(20, keep="png"), tmp_path)
+    (path := tmp_path / "000000" / "000009.png").unlink()
+    run_job(job(20, keep="png"), tmp_path)
+    assert path.exists()
+
+
+def test_more_features_leave_the_others_and_the_times_as_they_were(tmp_path):
+    run_job(job(20, target_key="t", target_size=5, target=torch.zeros(5, *SHAPE)), tmp_path)
+    before = times(tmp_path)
+    other = replace(means("2"), name="other")
+    run_job(job(20, extractors=(means(), other), target_key="u"), tmp_path)
+    after = times(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert {name.split(".")[1] for name in after if name not in before} == {"features-other"}
+
+
+def test_features_of_another_version_are_made_again(tmp_path):
+    run_job(job(20), tmp_path)
+    newer = job(20, extractors=(means("2"),))
+    assert missing(newer, tmp_path) == newer.shards
+
+
+def test_a_target_is_known_by_its_key_and_its_part_in_the_shard(tmp_path):
+    def near(size, key="t"):
+        target = torch.zeros(size, *SHAPE)
+        return job(20, target=target, target_key=key, target_size=size)
+
+    run_job(near(10), tmp_path)
+    assert missing(near(10), tmp_path) == []
+    assert missing(near(12), tmp_path) == [range(8, 16)]
+    assert missing(near(10, "u"), tmp_path) == [range(8), range(8, 16)]
 
 
 def test_sampling_is_in_full_float32(tmp_path):

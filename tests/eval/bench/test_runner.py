@@ -254,7 +254,7 @@ def test_ctrl_c_keeps_what_is_done(finished, tmp_path):
     assert first.interrupted
     assert [r.cell.slug for r in first.results] == ["ddim-004", "dpmpp-2m-004", "heun-003"]
     assert len(first.results) + len(first.missing) == 9
-    assert len(list((tmp_path / "shards").glob("ddim-008-*/*.npz"))) == 1
+    assert len(list((tmp_path / "shards").glob("ddim-008-*/*.facts.npz"))) == 1
     seen = []
     whole = run(config(), tmp_path, progress=lambda done, of, text: seen.append((done, of)))
     assert values(whole) == values(finished)

@@ -70,6 +70,17 @@ def spoilt(*seeds: int) -> Altered:
     return Altered(exact(), act)
 
 
+def counted() -> tuple[Altered, list[int]]:
+    """A model, and the seeds that it has made so far."""
+    seeds: list[int] = []
+
+    def act(images: Tensor, draw: Draw) -> Tensor:
+        seeds.extend(draw.seeds)
+        return images
+
+    return Altered(exact(), act), seeds
+
+
 class Means(nn.Module):
     """Three features: the means of the channels."""
 

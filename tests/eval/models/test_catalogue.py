@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDPMScheduler, ScoreSdeVeScheduler
-from fewstep.eval.models import Draw, NetworkModel, PipelineModel, load_model, pick_device
-from fewstep.eval.models.catalogue import check_law
+from fewstep.eval.models import Draw, NetworkModel, load_model, pick_device
+from fewstep.eval.models.hub import check_law
+from fewstep.eval.models.pipeline import PipelineModel
 from fewstep.eval.settings import SolverConfig, table_within
 from fewstep.zoo.edm import save_edm
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.eval.models import Draw, PipelineModel, in_batches
-from fewstep.eval.models.catalogue import from_pipeline
+from fewstep.eval.models import Draw, in_batches
+from fewstep.eval.models.hub import from_pipeline
+from fewstep.eval.models.pipeline import PipelineModel
 from fewstep.eval.settings import SolverConfig, table_within
 
 from . import tiny
