@@ -100,14 +100,18 @@ def progress_bar(title: str) -> Iterator[Any]:
 def lines(title: str) -> Any:
     """A function (done, total, text) that prints a line now and then."""
     start = last = time.monotonic()
+    first, of = 0, 0
 
     def show(done: int, total: int, text: str) -> None:
-        nonlocal last
+        nonlocal start, last, first, of
         now = time.monotonic()
-        if now - last < QUIET or not done:
+        # Another part of the work goes at another pace.
+        if done < first or total != of:
+            start, first, of = now, done, total
+        if now - last < QUIET or done == first:
             return
         last = now
-        left = (now - start) * (total - done) / done
+        left = (now - start) * (total - done) / (done - first)
         err.print(f"{title}: {done / total:.0%}, {left:.0f} s left, {text}", highlight=False)
 
     return show

@@ -118,4 +118,4 @@ def score_images(
     check_measures(names, extractor, statistics, like)
     outputs = outputs_of(images, extractor, batch_size, progress)
     built = instruments(names, statistics, like, extractor.device or "cpu")
-    return score(outputs, built, shuffle=shuffle)
+    return score(outputs, built, shuffle=shuffle, progress=progress)

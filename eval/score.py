@@ -23,6 +23,7 @@ from .metrics import (
     jackknife,
 )
 from .metrics.blocks import kept
+from .progress import Progress, silent
 from .statistics import Statistics, check_comparable
 
 # Standard errors come from that many blocks.
@@ -190,7 +191,11 @@ def takes_members(names: Iterable[str]) -> bool:
 
 
 def score(
-    outputs: Outputs, metrics: Mapping[str, Any], *, shuffle: bool = True
+    outputs: Outputs,
+    metrics: Mapping[str, Any],
+    *,
+    shuffle: bool = True,
+    progress: Progress = silent,
 ) -> dict[str, Estimate]:
     """Every value of `metrics` (see `instruments`) of samples with these `outputs` [N, ..].
 
@@ -202,7 +207,8 @@ def score(
     """
     order, cuts = in_blocks(len(outputs.features), shuffle)
     found: dict[str, Estimate] = {}
-    for name, metric in metrics.items():
+    for done, (name, metric) in enumerate(metrics.items()):
+        progress(done, len(metrics), name)
         measure = MEASURES[name]
         metric.reset()
         for rows in order.tensor_split(cuts):

@@ -31,14 +31,13 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Converged samples [R, C, H, W]; another solver ends `disagreement` (RMSE) from them.
+    """Converged samples [R, C, H, W], and what was measured of them.
 
-    That was looked at on the first `checked`; `record` holds what is measured of all.
+    `record` has `rmse_to_check`, how far another solver ends from them, which was looked at on
+    `checked_images`, and `values` as in a `Result`.
     """
 
     samples: Tensor
-    disagreement: float
-    checked: int
     record: dict[str, Any]
 
 

@@ -88,6 +88,10 @@ class Round:
         """Where those of a cell go: apart from those of other settings."""
         return self.shards_of(f"{cell.slug}-{job.sampler_key[:8]}")
 
+    def file_of_reference(self, key: str) -> Path:
+        """Where goes what was measured of the converged samples."""
+        return self.folder / "cells" / f"reference-{key}.npz"
+
     def file_of(self, cell: Cell, key: str) -> Path:
         """Where the result of a cell goes: beside those of other settings, not over them."""
         return self.folder / "cells" / f"{cell.slug}-{key[:8]}.npz"

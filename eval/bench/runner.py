@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..job import Job
+from ..parts import Arrays
 from ..processes import ALONE, Processes, check_shared
 from ..progress import Counter, Progress, silent
 from ..settings import ModelConfig
@@ -163,7 +164,7 @@ def calls_left(turn: Round, tasks: list[Task], processes: Processes) -> int:
 def run_reference(turn: Round, counter: Counter, processes: Processes) -> Target | None:
     """The converged samples of a round, and how far another solver ends from them.
 
-    They are measured like a cell where there are as many.
+    They are measured like a cell where there are as many; the first process does that, once.
     """
     if turn.references is None:
         return None
@@ -175,10 +176,19 @@ def run_reference(turn: Round, counter: Counter, processes: Processes) -> Target
     samples = torch.from_numpy(arrays["samples"])
     check = replace(check, target=samples)
     run_job(check, second, counter.add, processes)
-    gap = collect(check, second)["square_error"]
-    whole = len(samples) == turn.config.images
-    values = written(measured(turn.ready, arrays)) if whole else {}
-    return Target(samples, math.sqrt(gap.mean()), len(gap), {"values": values})
+    key = digest(all_keys(exact), all_keys(check), turn.ready.key)
+    path = turn.file_of_reference(key)
+    if processes.first and read_arrays(path, key) is None:
+        gap = collect(check, second)["square_error"]
+        whole = len(samples) == turn.config.images
+        outcome = {
+            "rmse_to_check": math.sqrt(gap.mean()),
+            "checked_images": len(gap),
+            "values": written(measured(turn.ready, arrays)) if whole else {},
+        }
+        write_arrays(path, key, {"outcome": as_array(outcome)})
+    processes.wait()
+    return Target(samples, json.loads(str(known(path, key)["outcome"])))
 
 
 def run_cell(
@@ -200,24 +210,37 @@ def run_cell(
             outcome = {"not_finite": [], **outcome_of(turn.ready, arrays)}
             pixels = arrays["pixels"][: job.preview]
     if processes.first:
-        encoded = np.asarray(json.dumps(outcome | {"peak_bytes": peak()}, allow_nan=False))
+        encoded = as_array(outcome | {"peak_bytes": peak()})
         write_arrays(path, task.key, {"outcome": encoded, "pixels": pixels})
         if turn.config.keep == "none":
             shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
-    result = read_result(turn, cell, task.key)
-    if result is None:
+    return result_of(turn, cell, known(path, task.key))
+
+
+def as_array(outcome: dict[str, Any]) -> np.ndarray:
+    """JSON values for an npz file; NaN is refused."""
+    return np.asarray(json.dumps(outcome, allow_nan=False))
+
+
+def known(path: Path, key: str) -> Arrays:
+    """What the first process wrote; ValueError if this one cannot see it."""
+    arrays = read_arrays(path, key)
+    if arrays is None:
         raise ValueError(
             f"{path} was written and cannot be read: is the folder shared, the disk full?"
         )
-    return result
+    return arrays
 
 
 def read_result(turn: Round, cell: Cell, key: str) -> Result | None:
     """The stored result of a cell, None if there is none or it belongs to another setting."""
     arrays = read_arrays(turn.file_of(cell, key), key)
-    if arrays is None:
-        return None
+    return None if arrays is None else result_of(turn, cell, arrays)
+
+
+def result_of(turn: Round, cell: Cell, arrays: Arrays) -> Result:
+    """The result in a file."""
     # What a cell is called in this run is not stored: it may have been part of another.
     record = about(cell, turn.config.images) | json.loads(str(arrays["outcome"]))
     return Result(cell, record, torch.from_numpy(arrays["pixels"]))

@@ -15,6 +15,8 @@ SPAN = 1e-10
 # Of a sum of singular values, lost by taking them from their squares, at most.
 LOST = 1e-10
 ROUNDING = 1e-6
+# Random vectors beyond the rank.
+SPARE = 8
 # Columns that are multiplied at a time.
 STRIP = 256
 
@@ -87,11 +89,26 @@ def factor(cov: Tensor, count: int | None) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(cov)
     if not failed and lower.diagonal().square().min() > SPAN * cov.diagonal().max():
         return lower
-    values, vectors = torch.linalg.eigh(cov)
-    floor = values[-1].clamp(min=0) * len(values) * torch.finfo(cov.dtype).eps
-    rank = int((values > floor).sum())
-    keep = slice(len(values) - (rank if count is None else min(rank, count - 1)), None)
-    return vectors[:, keep] * values[keep].sqrt()
+    most = len(cov) if count is None else min(len(cov), count - 1)
+    # Within its range, where that is small, a covariance is small, too.
+    basis = image(cov, most) if 2 * (most + SPARE) < len(cov) else None
+    inner = cov if basis is None else basis.T @ cov @ basis
+    values, vectors = torch.linalg.eigh(inner)
+    floor = values[-1].clamp(min=0) * len(cov) * torch.finfo(cov.dtype).eps
+    keep = slice(len(values) - min(int((values > floor).sum()), most), None)
+    found = vectors[:, keep] * values[keep].sqrt()
+    return found if basis is None else basis @ found
+
+
+def image(matrix: Tensor, rank: int) -> Tensor:
+    """Orthonormal columns [D, R] whose span holds the range of a matrix [D, D] of at most `rank`.
+
+    The images of as many random vectors span it, and a few more make that well conditioned; Halko,
+    Martinsson and Tropp 2011, section 4.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(len(matrix), rank + SPARE, generator=generator, dtype=matrix.dtype)
+    return torch.linalg.qr(matrix @ probes.to(matrix.device)).Q
 
 
 def root_trace(a: Moments, b: Moments) -> Tensor:
@@ -99,11 +116,13 @@ def root_trace(a: Moments, b: Moments) -> Tensor:
 
     They are the roots of the eigenvalues of G^T A G, several times faster than the values
     themselves. Rounding leaves an error of e = eps max(s^2) in each eigenvalue, so of e / 2s in its
-    root; where that adds up to more than 1e-10 of the sum, F^T G itself is decomposed.
+    root; where that adds up to more than 1e-10 of the sum, F^T G itself is decomposed. There are
+    less of them than samples.
     """
-    squares = torch.linalg.eigvalsh(congruence(a.cov, b.factor))
+    most = len(a.mean) if a.n is None else max(a.n - 1, 0)
+    squares = torch.linalg.eigvalsh(congruence(a.cov, b.factor)).flip(0)[:most]
     values = squares.clamp(min=0).sqrt()
-    lost = (torch.finfo(values.dtype).eps * squares[-1:] / (2 * values)).sum()
+    lost = (torch.finfo(values.dtype).eps * squares[:1] / (2 * values)).sum()
     if lost <= LOST * values.sum():
         return values.sum()
     return torch.linalg.svdvals(a.factor.T @ b.factor).sum()

@@ -54,9 +54,7 @@ def to_json(run: Run) -> dict[str, Any]:
             {
                 "panel": panel.title,
                 "seed": seed,
-                "rmse_to_check": target.disagreement,
                 "images": len(target.samples),
-                "checked_images": target.checked,
                 **target.record,
             }
             for (panel, seed), target in run.targets.items()
@@ -147,7 +145,7 @@ def lines(run: Run, title: str, quantity: Quantity) -> Iterator[tuple[str, float
         if panel.title != title:
             continue
         if quantity == RMSE:
-            yield "disagreement of two references", target.disagreement
+            yield "disagreement of two references", target.record["rmse_to_check"]
         elif len(target.samples) == run.config.images:
             value = target.record["values"].get(quantity.key, {}).get("value")
             if value is not None:
@@ -188,7 +186,7 @@ def notes(run: Run) -> list[str]:
     ]
     if config.reference is not None:
         asked = config.reference
-        gaps = ", ".join(f"{target.disagreement:.2g}" for target in run.targets.values())
+        gaps = ", ".join(f"{t.record['rmse_to_check']:.2g}" for t in run.targets.values())
         found.append(
             f"RMSE is per pixel (images in [-1, 1]) to the converged samples of {asked.solver} at "
             f"{asked.steps} steps, for the first {min(asked.images, config.images)} samples. "

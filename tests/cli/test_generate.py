@@ -70,7 +70,7 @@ def test_digits_with_features_and_labels(tmp_path):
     images = model.images(table, Draw(range(5), torch.full((5,), 7), 2.0))
     expected = (images * 127.5 + 128).clamp(0, 255).byte().movedim(1, -1).numpy()
     assert np.abs(pixels.astype(int) - expected).max() <= 1
-    with np.load(tmp_path / "shards" / "00000000.npz") as file:
+    with np.load(tmp_path / "shards" / "00000000.features-pixels.npz") as file:
         assert file["pixels/features"].shape[0] == 4
 
 

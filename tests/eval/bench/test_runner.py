@@ -61,8 +61,8 @@ def test_the_reference_is_the_exact_solution(finished):
     x = noise(grid, (1, 4, 4), seeds=range(40)).numpy()
     means = np.array([-0.8, 0, 0.8])[np.arange(40) % 3].reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(target.samples, endpoint(x, means, grid), atol=3e-3)
-    assert target.disagreement < 1e-3
-    assert target.checked == 6
+    assert target.record["rmse_to_check"] < 1e-3
+    assert target.record["checked_images"] == 6
 
 
 def test_errors_fall_as_the_order_says(finished):

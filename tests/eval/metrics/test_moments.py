@@ -76,6 +76,33 @@ def test_fewer_samples_than_dimensions(n):
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
+@pytest.mark.parametrize("counts", [(40, 30), (30, 40), (200, 30), (30, 199), (199, 201)])
+def test_few_samples_in_many_dimensions(counts):
+    mix = torch.diag(torch.logspace(0, -6, 200, dtype=torch.float64))
+    x, y = (normal(n, 200, seed) @ mix for seed, n in enumerate(counts))
+    b = moments(y)
+    torch.testing.assert_close(b.factor @ b.factor.T, b.cov, rtol=0, atol=1e-13)
+    assert b.factor.shape[1] <= len(y) - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert frechet_distance(moments(x), b) == pytest.approx(exact_distance(x, y), rel=1e-9)
+
+
+def test_of_few_samples_only_small_matrices_are_decomposed(monkeypatch):
+    sizes = []
+    for name in ("eigh", "eigvalsh", "svdvals"):
+        whole = getattr(torch.linalg, name)
+
+        def watched(matrix, whole=whole):
+            sizes.append(max(matrix.shape))
+            return whole(matrix)
+
+        monkeypatch.setattr(torch.linalg, name, watched)
+    with pytest.warns(UserWarning, match="mostly bias"):
+        frechet_distance(moments(normal(40, 300)), moments(normal(50, 300, 1)))
+    assert max(sizes) < 60
+
+
 def test_a_singular_reference_without_a_count():
     x, y = normal(40, 64, 1), normal(300, 64, 2)
     known = moments(x)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from fewstep.cli import console
+
+
+@pytest.fixture
+def told(monkeypatch, capsys):
+    """A function that says at a time how far the work is, and gives what was printed then."""
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    show = console.lines("work")
+
+    def at(now, done, total):
+        clock[0] = now
+        show(done, total, "part")
+        return capsys.readouterr().err.strip()
+
+    return at
+
+
+def test_a_line_now_and_then_says_how_long_it_takes(told):
+    assert told(0, 0, 100) == ""
+    assert told(29, 10, 100) == ""
+    assert told(40, 20, 100) == "work: 20%, 160 s left, part"
+    assert told(50, 30, 100) == ""
+    assert told(80, 40, 100) == "work: 40%, 120 s left, part"
+
+
+def test_the_time_left_is_that_of_the_part_at_hand(told):
+    told(0, 0, 10)
+    assert told(100, 10, 10) == "work: 100%, 0 s left, part"
+    # The next part is ten times as fast.
+    assert told(100, 0, 1000) == ""
+    assert told(140, 400, 1000) == "work: 40%, 60 s left, part"
+    # And one that begins anew with as many.
+    assert told(200, 10, 1000) == ""
+    assert told(240, 50, 1000) == "work: 5%, 950 s left, part"
