@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from fewstep import build, grid
-from fewstep.eval.bench.record import outputs_of
+from fewstep.eval.bench.record import outputs_in
 from fewstep.eval.extractors import extractor
 from fewstep.eval.job import Job
 from fewstep.eval.models import Draw, label_rule, load_model, pick_device
@@ -47,7 +47,7 @@ def measured(images: int, nfe: int, rounds: int, device: torch.device) -> list[t
             arrays = collect(job, folder)
             shutil.rmtree(folder)
         start = time.perf_counter()
-        score(outputs_of(arrays, features.name), metrics)
+        score(outputs_in(arrays, features.name), metrics)
         found.append((*times, time.perf_counter() - start))
     return found
 

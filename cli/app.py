@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from ..eval.store import version_of
+from . import console
 from .console import ForPeople
 
 app = typer.Typer(
@@ -18,3 +22,19 @@ app = typer.Typer(
     "cannot be read or written (weights, a model, images, the disk); 4 interrupted, the same "
     "command goes on; 5 numbers that are not finite.",
 )
+
+
+def tell(asked: bool) -> None:
+    """Print the version, and end."""
+    if asked:
+        console.out.print(f"fewstep {version_of('fewstep')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What all commands share."""

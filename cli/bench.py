@@ -10,7 +10,7 @@ import typer
 
 from .. import configs
 from ..eval import report as reports
-from ..eval.bench import BenchConfig, Panel, Run, panels, plan, plural, prepare, run_bench
+from ..eval.bench import BenchConfig, Run, check_plan, panels, plan, plural, prepare, run_bench
 from ..eval.evaluate import is_statistics
 from ..eval.models import load_model, pick_device
 from ..eval.processes import launched
@@ -26,6 +26,7 @@ from .console import (
     fits,
     key_values,
     listed,
+    print_lines,
     print_table,
     progress_bar,
 )
@@ -34,7 +35,7 @@ from .console import (
 @app.command()
 def bench(
     config: Annotated[
-        str, typer.Argument(help="A name in configs/bench, or a YAML file.")
+        str, typer.Argument(help=f"{', '.join(configs.names('bench'))}, or a YAML file.")
     ] = "mnist",
     images: Annotated[int | None, typer.Option(help="Images per cell.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per network call.")] = None,
@@ -89,7 +90,7 @@ def bench(
     settings = configs.checked(BenchConfig, values, str(path))
     where = pick_device(device)
     if dry_run:
-        print_plan(settings)
+        print_plan(settings, folder / settings.name)
         return
     processes = launched(where)
     target = folder / settings.name
@@ -104,15 +105,18 @@ def bench(
     if processes.first:
         print_run(run)
     if run.interrupted:
-        console.err.print(
-            f"interrupted with {' and '.join([f'{len(run.missing)} cells', *run.unseen])} to go; "
-            "the same command goes on"
-        )
+        console.err.print(f"interrupted with {left(run)} to go; the same command goes on")
         raise typer.Exit(INTERRUPTED)
     lost = [result.cell.slug for result in run.results if result.record["not_finite"]]
     if lost:
         console.err.print(f"samples that are not finite in {', '.join(lost)}: see the report")
         raise typer.Exit(NUMERIC)
+
+
+def left(run: Run) -> str:
+    """What an interrupted run did not come to."""
+    cells = [f"{len(run.missing)} cells"] if run.missing else []
+    return " and ".join([*cells, *(f"all cells of {name}" for name in run.unseen)])
 
 
 def with_model(values: dict[str, Any], name: str | None, data: str | None) -> dict[str, Any]:
@@ -130,31 +134,36 @@ def with_model(values: dict[str, Any], name: str | None, data: str | None) -> di
     return values | {"models": [changed, *models[1:]]}
 
 
-def print_plan(settings: BenchConfig) -> None:
-    """What would run, before anything is loaded but the models' schedules."""
+def print_plan(settings: BenchConfig, target: Path) -> None:
+    """What would run: models are loaded and asked what they can do, and nothing else is."""
     total = 0
     for asked in settings.models:
-        schedule = load_model(
+        model = load_model(
             asked.id, "cpu", prompts=asked.prompts, call=asked.call, trust_pickle=asked.trust_pickle
-        ).schedule
+        )
+        check_plan(settings, asked.name, model)
         for panel in (each for each in panels(settings) if each.model == asked.name):
-            cells = plan(settings, schedule, panel, settings.seeds[0])
+            cells = plan(settings, model.schedule, panel, settings.seeds[0])
             doubled = 1 if panel.guidance == 1 else 2
             calls = [cell.table.nfe * doubled * settings.images for cell in cells]
             rows = [
-                [c.slug, c.spacing, f"{c.table.nfe}", f"{n:,}"]
+                [c.curve, c.spacing, f"{c.table.nfe}", f"{n:,}"]
                 for c, n in zip(cells, calls, strict=True)
             ]
-            print_table(
-                plan_title(panel, settings), ["cell", "spacing", "NFE", "network evaluations"], rows
-            )
+            head = ["solver", "spacing", "NFE", "evaluations x images"]
+            print_table(panel.title or panel.model, head, rows)
             total += sum(calls) * len(settings.seeds)
-    console.out.print(f"{total:,} network evaluations x images, references not counted")
-
-
-def plan_title(panel: Panel, settings: BenchConfig) -> str:
-    """What the cells of a panel are about."""
-    return f"{panel.title or panel.model}, {settings.images} images, first seeds {settings.seeds}"
+    extractors = ", ".join(each.id for each in settings.extractors) or "none"
+    reference = settings.reference
+    rows = [
+        ["images", f"{settings.images} per cell and seed"],
+        ["first seeds", ", ".join(map(str, settings.seeds))],
+        ["metrics", f"{', '.join(settings.metrics) or 'none'}, in the features of {extractors}"],
+        ["reference", "none" if reference is None else f"{reference.solver}, {reference.steps}"],
+        ["in all", f"{total:,} evaluations x images, the reference not counted"],
+        ["folder", str(target)],
+    ]
+    print_lines("All of this", rows)
 
 
 def print_run(run: Run) -> None:
@@ -177,6 +186,8 @@ def print_records(records: list[Any]) -> None:
             # A narrow terminal has no room for errors; the report has them.
             table = next((each for each in tables if fits(each.head, each.rows)), tables[-1])
             print_table(f"{quantity.title}{place}", table.head, table.rows)
+    if len({record["seed"] for record in records}) > 1:
+        console.out.print("\nmeans over the first seeds; min is the least of them")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ class ForPeople(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a polite request to end is as good as Ctrl-C."""
         before = signal.signal(signal.SIGTERM, interrupt)
+        warnings.showwarning = told_once()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -54,6 +56,19 @@ class ForPeople(TyperGroup):
             raise failed(ctx, error, USAGE) from error
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def told_once() -> Any:
+    """A function that prints a warning as a line for people, each text once."""
+    told: set[str] = set()
+
+    def show(message: Any, *where: Any) -> None:
+        text = str(message)
+        if text not in told:
+            told.add(text)
+            err.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
+
+    return show
 
 
 def interrupt(number: int, frame: Any) -> None:
@@ -100,14 +115,15 @@ def progress_bar(title: str) -> Iterator[Any]:
 def lines(title: str) -> Any:
     """A function (done, total, text) that prints a line now and then."""
     start = last = time.monotonic()
-    first, of = 0, 0
+    first = latest = of = 0
 
     def show(done: int, total: int, text: str) -> None:
-        nonlocal start, last, first, of
+        nonlocal start, last, first, latest, of
         now = time.monotonic()
         # Another part of the work goes at another pace.
-        if done < first or total != of:
+        if done < latest or total != of:
             start, first, of = now, done, total
+        latest = done
         if now - last < QUIET or done == first:
             return
         last = now
@@ -141,7 +157,8 @@ def print_lines(title: str, rows: list[list[str]]) -> None:
     out.print(f"\n[bold]{escape(title)}[/]", highlight=False)
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        out.print(f"  {name:<{width}}  {text}", markup=False, highlight=False, soft_wrap=True)
+        lines = text.replace("\n", "\n" + " " * (width + 4))
+        out.print(f"  {name:<{width}}  {lines}", markup=False, highlight=False, soft_wrap=True)
 
 
 def key_values(option: str, texts: list[str] | None) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from ..eval.formats import check_savable, load_statistics, save_statistics
 from ..eval.metrics import Estimate
 from ..eval.models import pick_device
 from ..eval.report.tables import shown, with_error
-from ..eval.score import MEASURES, check_metrics, is_distance, takes_members, title
+from ..eval.score import MEASURES, check_metrics, measure_of, takes_members, title
 from ..eval.sources import open_images
-from ..eval.statistics import Statistics, facts_of
+from ..eval.statistics import MEMBERS, Statistics, facts_of
 from ..eval.store import write_json
 from . import console
 from .app import app
@@ -52,11 +52,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Images per call of the extracto
 
 def built(name: str, options: list[str] | None, device: str) -> Extractor:
     """The extractor that the command line asks for."""
-    try:
-        given = key_values("--option", options)
-        return extractor(name, pick_device(device), **given)
-    except TypeError as error:
-        raise ValueError(f"{name} does not take {', '.join(options or [])}: {error}") from error
+    return extractor(name, pick_device(device), **key_values("--option", options))
 
 
 @app.command()
@@ -68,8 +64,9 @@ def stats(
     extractor: Named = "inception",
     option: Options = None,
     members: Annotated[
-        int, typer.Option(min=0, help="Features to keep too, for KID and precision.")
-    ] = 10_000,
+        int | None,
+        typer.Option(min=0, help="Features to keep too, for KID and precision; default 10,000."),
+    ] = None,
     size: Size = None,
     convention: Convention = None,
     batch_size: Batch = 100,
@@ -83,6 +80,9 @@ def stats(
     """
     if is_statistics(Path(source)):
         # No network is needed to rewrite a file.
+        given = {"--members": members, "--size": size, "--option": option}
+        for name in (name for name, value in given.items() if value is not None):
+            raise ValueError(f"{name} is about images, and {source} holds statistics of some")
         found = load_statistics(Path(source), extractor, convention)
     else:
         used = built(extractor, option, device)
@@ -93,7 +93,7 @@ def stats(
                 used,
                 size=size,
                 convention=convention,
-                members=members,
+                members=MEMBERS if members is None else members,
                 batch_size=batch_size,
                 progress=progress,
             )
@@ -166,9 +166,6 @@ def score(
             progress=progress,
         )
 
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
     record: dict[str, Any] = {
         "images": images.name,
         "n": images.count,
@@ -179,13 +176,7 @@ def score(
         "fingerprint": used.fingerprint,
         "facts": dict(used.facts),
         "values": {
-            name: {
-                "title": title(name, used.name),
-                "value": each.value,
-                "error": number(each.error),
-                "corrected": number(each.corrected),
-            }
-            for name, each in found.items()
+            name: {"title": title(name, used.name), **each.summary} for name, each in found.items()
         },
     }
     if file is not None:
@@ -207,8 +198,7 @@ def score(
 def line(name: str, found: Estimate, extractor: str) -> list[str]:
     """A value with its standard error, and what it is; the number first, as titles are long."""
     text = title(name, extractor)
-    # Shares and scores would leave their range.
-    if math.isfinite(found.corrected) and is_distance(name):
+    if math.isfinite(found.corrected) and measure_of(name).biased:
         text += f"; without bias {shown(found.corrected)}"
     return [with_error(found.value, found.error), text]
 

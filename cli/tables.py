@@ -89,11 +89,12 @@ def tableau_rows(table: samplers.Tableau) -> tuple[list[str], list[list[str]]]:
 def solvers() -> None:
     """List the solvers by name."""
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for column in ("name", "order", "calls a step", "what it is", "also known as"):
-        table.add_column(column, overflow="fold")
+    for column in ("name", "order", "calls a step", "what it is, and its other names"):
+        table.add_column(column, no_wrap=column == "name", overflow="fold")
     grid = schedules.grid(SCHEDULES["discrete"], 12, end="min")
     for each in samplers.solvers():
         calls = f"{each(grid).nfe / grid.nfe:.2g}"
-        names = ", ".join(each.aliases)
-        table.add_row(each.name, str(each.order), calls, each.description, names)
+        # One a line, as a narrow terminal would break long ones.
+        about = "\n".join([each.description, *(f"[dim]{name}[/]" for name in each.aliases)])
+        table.add_row(each.name, str(each.order), calls, about)
     console.out.print(table)

@@ -58,7 +58,7 @@ def located(name: str) -> str:
         return f"needs packages: {error}"
     except MissingWeights as error:
         fate = "would fail, being offline" if is_offline() else "would be downloaded"
-        return f"not found, {fate}: {str(error).splitlines()[0]}"
+        return f"not found, {fate}: {error}"
     except ValueError as error:
         return f"wrong: {error}"
 

@@ -15,7 +15,7 @@ from .metrics import Estimate
 from .progress import Progress, silent
 from .score import check_measures, instruments, score
 from .sources import ImageSet, open_images
-from .statistics import Statistics, collect_statistics, passes
+from .statistics import MEMBERS, Statistics, collect_statistics, passes
 
 
 def outputs_of(
@@ -44,7 +44,7 @@ def reference_statistics(
     *,
     size: int | None = None,
     convention: str | None = None,
-    members: int = 10_000,
+    members: int = MEMBERS,
     batch_size: int = 100,
     progress: Progress = silent,
 ) -> Statistics:

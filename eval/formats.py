@@ -33,13 +33,14 @@ ACTIVATIONS = ("pool_3", "feats")
 DAMAGE = (OSError, ValueError, EOFError, BadZipFile, zlib.error)
 
 
-def save_statistics(statistics: Statistics, path: Path) -> None:
+def save_statistics(statistics: Statistics, path: str | Path) -> None:
     """Write statistics, atomically; the suffix says how.
 
     .npz holds `mu`, `sigma` (which EDM, pytorch-fid and clean-fid read), `mu_s`, `sigma_s` (ADM) if
     there are any, and `n`, `factor`, `members` and the JSON text `meta` of our own. .pkl is that of
     EDM2, which has room for `mu`, `sigma` and `n` alone. Raises ValueError as `check_savable` does.
     """
+    path = Path(path)
     check_savable(statistics.facts, path)
     write_atomically(path, as_edm2(statistics) if path.suffix == ".pkl" else as_npz(statistics))
 
@@ -93,7 +94,7 @@ def as_npz(statistics: Statistics) -> bytes:
 
 
 def load_statistics(
-    path: Path, extractor: str = "inception", convention: str | None = None
+    path: str | Path, extractor: str = "inception", convention: str | None = None
 ) -> Statistics:
     """Read statistics of our own or of another program.
 
@@ -104,6 +105,7 @@ def load_statistics(
     damaged, or holds no covariance, and for a convention that is none, or of a file that says its
     own; FileNotFoundError if there is no file.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no reference statistics at {path}")
     if convention is not None and convention not in RESIZES:

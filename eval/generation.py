@@ -132,10 +132,10 @@ def claim(
     mine = settings | digests
     theirs = read_json(path)["settings"] if path.exists() else mine
     other = {key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)}
+    said = [key for key in settings if key in other and DECIDED.get(key, key) in other]
     changed = [
-        f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} asked for"
-        for key in sorted(other)
-        if key not in DECIDED or DECIDED[key] in other
+        f"{key}: {brief(theirs.get(key))} there, {brief(mine.get(key))} asked for"
+        for key in said or sorted(other & set(digests))
     ]
     if changed and not force:
         raise ValueError(
@@ -149,6 +149,14 @@ def claim(
             clear(folder)
         write_json(path, {"settings": mine, "environment": environment(job.model.device)})
     processes.wait()
+
+
+def brief(value: Any) -> Any:
+    """A setting as people would write it: of many only those that are set."""
+    if not isinstance(value, dict):
+        return value
+    found = {key: brief(each) for key, each in value.items() if each not in (None, "", [], {})}
+    return next(iter(found.values())) if len(found) == 1 else found
 
 
 def clear(folder: Path) -> None:

@@ -37,7 +37,8 @@ class Measure:
 
     `known` raises ValueError where the statistics do not hold what it takes of them; `make` gets
     that and the outputs of any image. `values` are the names of what it gives, and `titles` what
-    they are called for the 2015 Inception, and for other extractors with their name behind.
+    they are called for the 2015 Inception, and for other extractors with their name behind. One
+    that is `biased` by the number of samples is better known without its bias of first order.
     """
 
     output: str
@@ -46,6 +47,7 @@ class Measure:
     values: tuple[str, ...]
     titles: Mapping[str, tuple[str, str]]
     lower_is_better: bool
+    biased: bool = False
     scale: float = 1.0
 
 
@@ -78,6 +80,7 @@ MEASURES: dict[str, Measure] = {
         ("frechet",),
         {"frechet": ("FID", "Frechet distance")},
         lower_is_better=True,
+        biased=True,
     ),
     "kernel": Measure(
         "features",
@@ -111,6 +114,7 @@ MEASURES: dict[str, Measure] = {
         ("spatial",),
         {"spatial": ("sFID", "spatial Frechet distance")},
         lower_is_better=True,
+        biased=True,
     ),
     "cmmd": Measure(
         "features",
@@ -128,11 +132,6 @@ INCEPTION = "inception"
 def measure_of(value: str) -> Measure:
     """The metric that gives a value."""
     return next(each for each in MEASURES.values() if value in each.values)
-
-
-def is_distance(value: str) -> bool:
-    """Whether a value is a distance, 0 at best, rather than a share or a score."""
-    return measure_of(value).lower_is_better
 
 
 def title(value: str, extractor: str) -> str:

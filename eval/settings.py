@@ -59,7 +59,8 @@ class ModelConfig(BaseModel):
     """A model by name, folder, file or hub id (see `load_model`), and the real images it is after.
 
     `data` are images (see `open_images`), `statistics` files made of them: one by the name of each
-    extractor, or a single one. `prompts` are texts, or a file with one a line; `call` are further
+    extractor, or a single one; of files of other programs `convention` says how images were resized
+    (see `load_statistics`). `prompts` are texts, or a file with one a line; `call` are further
     arguments of a pipeline.
     """
 
@@ -70,6 +71,7 @@ class ModelConfig(BaseModel):
     dtype: str = "float32"
     data: str | None = None
     statistics: Path | dict[str, Path] = {}
+    convention: str | None = None
     prompts: tuple[str, ...] = ()
     call: dict[str, Any] = {}
     trust_pickle: bool = False

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .extractors.extractor import full_precision
 from .job import Job
 from .models import counting
 from .parts import Arrays, Batch, Part, parts_of, read_pngs
+from .precision import full_precision
 from .processes import ALONE, Processes
 from .store import read_arrays, read_json, write_arrays, write_json
 
@@ -76,13 +76,15 @@ def outstanding(job: Job, folder: Path, pictures: Path | None = None) -> list[Wo
             or not part.intact(pictures or folder, seeds)
         )
         exact = any(part.exact for part in lacking)
-        images = None if exact or not lacking else kept(job, folder, shard, pictures or folder)
+        images = (
+            None if exact or not lacking else kept_images(job, folder, shard, pictures or folder)
+        )
         if lacking:
             found.append(Work(shard, lacking, images))
     return found
 
 
-def kept(job: Job, folder: Path, shard: range, pictures: Path) -> Source | None:
+def kept_images(job: Job, folder: Path, shard: range, pictures: Path) -> Source | None:
     """The images of a shard if they were kept, in whatever way."""
     seeds = job.draw.seeds[shard.start : shard.stop]
     arrays = read_arrays(shard_path(job, folder, shard, "pixels"), job.key(shard))

@@ -16,6 +16,8 @@ from .sources import ImageSet
 
 # Facts that two files of one network may differ in.
 INCIDENTAL = ("container",)
+# How many features are kept beside the moments: as many as ADM's files have images.
+MEMBERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def collect_statistics(
     images: ImageSet,
     extractor: Extractor,
     *,
-    members: int = 10_000,
+    members: int = MEMBERS,
     batch_size: int = 100,
     progress: Progress = silent,
 ) -> Statistics:

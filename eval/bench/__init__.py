@@ -1,7 +1,7 @@
 """Benchmarks: models x guidance x seeds x solvers x spacings x NFE."""
 
 from .config import BenchConfig, PublishedConfig, ReferenceConfig, plural
-from .contestant import Contestant, contestant, prepare
+from .contestant import Contestant, check_plan, contestant, prepare
 from .plan import Cell, Panel, panels, plan
 from .record import Result, Target
 from .runner import Run, run_bench
@@ -16,6 +16,7 @@ __all__ = [
     "Result",
     "Run",
     "Target",
+    "check_plan",
     "contestant",
     "panels",
     "plan",

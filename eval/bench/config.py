@@ -37,14 +37,17 @@ class ReferenceConfig(BaseModel):
 class PublishedConfig(BaseModel):
     """Values of a paper beside ours: by curve and NFE, of one quantity such as "frechet".
 
-    A value of ours agrees if it is within `tolerance` of theirs, relative; that is said only of as
-    many `images` as theirs, where the number decides (None).
+    They stand beside the cells of `model` (the name in this run; None: of any) at `guidance` (None:
+    at any). A value of ours agrees if it is within `tolerance` of theirs, relative; that is said
+    only of as many `images` as theirs, where the number decides (None).
     """
 
     model_config = STRICT
 
     source: str
     quantity: str = "frechet"
+    model: str | None = None
+    guidance: float | None = None
     tolerance: PositiveFloat = 0.03
     images: PositiveInt | None = 50_000
     values: dict[str, dict[int, float]]
@@ -66,7 +69,7 @@ class BenchConfig(BaseModel):
     noise_device: NoiseDevice = "cpu"
     solvers: tuple[SolverConfig, ...] = Field(min_length=1)
     nfe: tuple[PositiveInt, ...] = Field(min_length=1)
-    spacings: tuple[str, ...] = Field(default=("lam",), min_length=1)
+    spacings: tuple[str, ...] = Field(default=("uniform",), min_length=1)
     end: End = "zero"
     extractors: tuple[ExtractorConfig, ...] = (ExtractorConfig(id="mnist-classifier"),)
     metrics: tuple[str, ...] = ("frechet",)
@@ -102,6 +105,19 @@ class BenchConfig(BaseModel):
         """Refuse two curves of one name: the second would overwrite the first."""
         unique([(solver.label or solver.name, solver.spacing) for solver in value])
         return value
+
+    @model_validator(mode="after")
+    def published_of_one(self) -> BenchConfig:
+        """Refuse values of a paper that would stand beside several models or guidance scales."""
+        names = [model.name for model in self.models]
+        for each in self.published:
+            for key, mine, there in (
+                ("model", each.model, names),
+                ("guidance", each.guidance, list(self.guidance)),
+            ):
+                if mine is None and len(there) > 1:
+                    raise ValueError(f"{each.source}: say of which {key} the published values are")
+        return self
 
     @field_validator("metrics")
     @classmethod

@@ -140,7 +140,7 @@ def real_images(
     files = asked.statistics
     file = files.get(built.name) if isinstance(files, dict) else files
     if file is not None:
-        return load_statistics(file, built.name)
+        return load_statistics(file, built.name, asked.convention)
     if asked.data is None:
         raise ValueError(
             f"model {asked.name}: say what its samples are compared with, as `data: IMAGES` or "

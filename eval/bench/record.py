@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,27 +77,21 @@ def measured(ready: Contestant, arrays: Arrays) -> dict[str, Estimate]:
     return {
         f"{name}/{which}": value
         for which, metrics in ready.metrics.items()
-        for name, value in score(outputs_of(arrays, which), metrics).items()
+        for name, value in score(outputs_in(arrays, which), metrics).items()
     }
 
 
-def outputs_of(arrays: Arrays, extractor: str) -> Outputs:
+def outputs_in(arrays: Arrays, extractor: str) -> Outputs:
     """The outputs of one extractor among the arrays of a job."""
     names = (f"{extractor}/{kind}" for kind in Outputs._fields)
     return Outputs(*(torch.from_numpy(arrays[n]) if n in arrays else None for n in names))  # type: ignore[arg-type]
 
 
 def written(values: dict[str, Estimate]) -> dict[str, Any]:
-    """Estimates as JSON values; what there is not is null."""
-
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
+    """Estimates as JSON values, with what differences of two are made of."""
     return {
         name: {
-            "value": number(each.value),
-            "error": number(each.error),
-            "corrected": number(each.corrected),
+            **each.summary,
             "replicates": each.replicates.tolist(),
             "sizes": each.sizes.tolist(),
         }
@@ -106,7 +99,7 @@ def written(values: dict[str, Estimate]) -> dict[str, Any]:
     }
 
 
-def facts_about(ready: Contestant) -> dict[str, Any]:
+def provenance(ready: Contestant) -> dict[str, Any]:
     """What identifies a model and what its samples are compared with."""
     return {
         "fingerprint": ready.model.fingerprint,

@@ -23,7 +23,7 @@ from ..store import digest, environment, read_arrays, write_arrays
 from .config import BenchConfig
 from .contestant import Contestant
 from .plan import Cell, Panel
-from .record import Result, Target, about, facts_about, measured, outcome_of, written
+from .record import Result, Target, about, measured, outcome_of, provenance, written
 from .round import Round, all_keys, rounds
 
 
@@ -127,7 +127,7 @@ def run_model(
         results += [done[task.cell] for task in tasks if task.cell in done]
         missing += [task.cell for task in tasks if task.cell not in done]
     return Part(
-        facts_about(ready), environment(ready.device), results, targets, missing, interrupted
+        provenance(ready), environment(ready.device), results, targets, missing, interrupted
     )
 
 

@@ -13,12 +13,14 @@ from .extractor import Extractor, Outputs
 MOST_PIXELS = 4096
 
 
-def pixels(channels: int = 3) -> Extractor:
+def pixels(channels: int | None = None) -> Extractor:
     """The pixels / 255 as features [N, C H W]; for small images, where the truth is known.
+
+    `channels` 3 repeats gray images; None takes images as they are.
 
     Images of more than 4096 numbers raise ValueError.
     """
-    facts = {"layer": "pixels / 255", "channels": str(channels)}
+    facts = {"layer": "pixels / 255", "channels": str(channels or "any")}
     return Extractor("pixels", nn.Identity(), flat, facts, channels)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,10 @@ def extractor(spec: str, device: torch.device | str = "cpu", **options: Any) -> 
     Raises ValueError listing the names for anything else, and for a file with the name of one.
     """
     if spec in EXTRACTORS:
+        check_options(spec, EXTRACTORS[spec].build, options)
         return EXTRACTORS[spec].build(**options).to(device)
     if Path(spec).is_file():
+        check_options(spec, exported, options)
         found = exported(spec, **options).to(device)
         check_free(found.name)
         return found
@@ -65,6 +68,15 @@ def extractor(spec: str, device: torch.device | str = "cpu", **options: Any) -> 
         f"there is no extractor {spec!r}, nor a file at that path. Extractors are:\n{names}\n"
         f"or the path of a network exported by torch.jit.save or torch.export.save (.pt2)"
     )
+
+
+def check_options(spec: str, build: Callable[..., Extractor], options: Mapping[str, Any]) -> None:
+    """ValueError for options that `build` does not have, with those that it has."""
+    known = [name for name in signature(build).parameters if name != "path" or spec in EXTRACTORS]
+    for name in options:
+        if name not in known:
+            there = f"there is {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"{spec} has no option {name!r}; {there}")
 
 
 def check_free(name: str) -> None:

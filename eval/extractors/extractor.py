@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..precision import full_precision
 from ..store import digest
 
 
@@ -42,14 +42,14 @@ class Extractor:
         All that decides the numbers besides the name, as text: sha256 of the weights, resize,
         normalisation, layer. Features of other facts are not comparable.
     channels
-        How many the images must have; a gray image is repeated for a network of 3.
+        How many the images must have; a gray image is repeated for a network of 3. None: any.
     """
 
     name: str
     network: nn.Module
     prepare: Callable[[Tensor], Tensor]
     facts: Mapping[str, str]
-    channels: int = 3
+    channels: int | None = 3
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +80,7 @@ class Extractor:
         return Outputs(features.float(), *(None if each is None else each.float() for each in more))
 
 
-def with_channels(pixels: Tensor, channels: int) -> Tensor:
+def with_channels(pixels: Tensor, channels: int | None) -> Tensor:
     """`pixels` with that many channels; ValueError for other shapes or types than an image's."""
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise ValueError(
@@ -88,39 +88,8 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
             f"{list(pixels.shape)}: `quantise` turns samples in [-1, 1] into them"
         )
     found = pixels.shape[1]
-    if found == channels:
+    if channels in (None, found):
         return pixels
     if found == 1:
         return pixels.expand(-1, channels, -1, -1)
     raise ValueError(f"the images have {found} channels, the extractor takes {channels}")
-
-
-@contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """No autocast and no TF32 inside: both move features by more than samplers differ."""
-    switches = tf32_switches()
-    before = [getattr(place, name) for place, name, _ in switches]
-    try:
-        for place, name, off in switches:
-            setattr(place, name, off)
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for (place, name, _), value in zip(switches, before, strict=True):
-            setattr(place, name, value)
-
-
-def tf32_switches() -> list[tuple[Any, str, Any]]:
-    """The settings that allow TF32, as (where, name, the value that does not).
-
-    torch has them twice, and refuses to read the older ones where somebody has set the newer.
-    """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    older = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    try:
-        for place, name, _ in older:
-            getattr(place, name)
-    except RuntimeError:
-        conv = cudnn.conv  # type: ignore[attr-defined]
-        return [(conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
-    return older

@@ -172,7 +172,7 @@ def weights_file(name: str, revision: str | None = None, offline: bool = False) 
     # The hub says no in many ways: offline, unknown, not a name, no such file.
     except (OSError, ValueError) as error:
         absent = isinstance(error, LocalEntryNotFoundError)
-        reason = "not in the cache, no network" if absent else str(error).strip().splitlines()[0]
+        reason = "not in the cache" if absent else str(error).strip().splitlines()[0]
         raise MissingWeights(missing(name, revision, reason)) from error
 
 

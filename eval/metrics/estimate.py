@@ -45,6 +45,12 @@ class Estimate(NamedTuple):
         h = self.sizes.sum() / self.sizes
         return float(np.sqrt(((self.pseudo - self.corrected) ** 2 / (h - 1)).mean()))
 
+    @property
+    def summary(self) -> dict[str, float | None]:
+        """`value`, `error` and `corrected` as JSON values: what there is not is None."""
+        found = {"value": self.value, "error": self.error, "corrected": self.corrected}
+        return {name: each if math.isfinite(each) else None for name, each in found.items()}
+
 
 def jackknife(statistic: Callable[[int | None], float], sizes: Float) -> Estimate:
     """`statistic` of all, and without each of the blocks that `sizes` [K] does not say are empty.

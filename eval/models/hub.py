@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 from torch import nn
 
 from ...integrations.families import FAMILIES
@@ -17,21 +19,26 @@ from .model import NetworkModel
 from .networks import placed, unet_model
 from .pipeline import CLASS_ARGUMENT, PipelineModel
 
+# What diffusers calls it: the older name warns from 0.42 on.
+DTYPE = "dtype" if Version(version("diffusers")) >= Version("0.42") else "torch_dtype"
+NOWHERE = (
+    f"not one of {', '.join(MODELS)}, no such folder, and as an id of the model hub neither to be "
+    "fetched nor in the cache"
+)
+
 
 def load_pipeline(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
     """A pipeline of diffusers from a folder or the model hub; safetensors only on the hub."""
     local = Path(name).exists()
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            name, torch_dtype=dtype, use_safetensors=None if local else True
+            name, **{DTYPE: dtype}, use_safetensors=None if local else True
         )
     except (OSError, ValueError) as error:
-        where = (
-            "this folder holds no whole pipeline"
-            if local
-            else f"not one of {', '.join(MODELS)}, no such folder, and as an id of the model hub"
-        )
-        raise FileNotFoundError(f"no model {name!r}: {where}: {error}") from error
+        where = "this folder holds no whole pipeline" if local else NOWHERE
+        # What follows the first sentence is about diffusers' own arguments.
+        reason = str(error).splitlines()[0].split(" (")[0]
+        raise FileNotFoundError(f"no model {name!r}: {where}: {reason}") from error
     return pipe.to(device)
 
 
@@ -55,7 +62,8 @@ def from_pipeline(
     takes = inspect.signature(pipe.__call__).parameters
     if "prompt" in takes and not prompts:
         raise ValueError(
-            f"{name} makes images from text: give prompts, one a line in a file (--prompts FILE)"
+            f"{name} makes images from text: give prompts, one a line in a file (--prompts FILE of "
+            "`fewstep generate`, `prompts: FILE` of a model in a config)"
         )
     if prompts and "prompt" not in takes:
         raise ValueError(f"{name} takes no prompts")

@@ -107,7 +107,7 @@ class PipelineModel:
             num_inference_steps=table.grid.nfe,
         )
         if self.call.get("output_type") == "latent":
-            return out.images.float()
+            return as_images(out.images.float())
         # [0, 1], channels last.
         pictures = torch.from_numpy(np.asarray(out.images, dtype=np.float32)).to(self.device)
         return pictures.movedim(-1, 1) * 2 - 1
@@ -130,6 +130,13 @@ class PipelineModel:
                 f"guidance {draw.guidance:g}: {type(self.pipe).__name__} takes no guidance scale"
             )
         return given
+
+
+def as_images(latents: Tensor) -> Tensor:
+    """Latents as [B, C, H, W]: packed ones [B, L, C] as one channel, frames one below the other."""
+    if latents.ndim == 3:
+        return latents[:, None]
+    return latents.flatten(2, -2) if latents.ndim > 4 else latents
 
 
 def draw_from(streams: list[torch.Generator], scheduler: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..bench import PublishedConfig, Run
+from ..bench import Panel, PublishedConfig, Run
 from ..images import quantise, save_grid, thumbnails
 from ..score import INCEPTION
 from ..store import write_atomically, write_json
@@ -71,7 +72,9 @@ def write_parquet(records: list[dict[str, Any]], path: Path) -> None:
         import pyarrow.parquet
     except ImportError:
         return
-    pyarrow.parquet.write_table(pyarrow.table(dict(columns(records))), path)
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(dict(columns(records))), buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def contents(run: Run) -> Iterator[Section]:
@@ -96,7 +99,9 @@ def of_panel(
     """The sections of the cells of one model at one guidance scale."""
     slug = "".join(c if c.isalnum() else "-" for c in title)
     place = f" ({title})" if title else ""
-    names = {r["slug"] for r in records}
+    heading = f"{run.config.name}{place}, {records[0]['images']} images"
+    names, curves = ({record[key] for record in records} for key in ("slug", "curve"))
+    beside = [each for each in run.config.published if is_about(each, records[0])]
     main = main_quantity(found)
     if len({record["curve"] for record in records}) > 1:
         yield Section(f"The best at each NFE{place}", (best(records, main),))
@@ -106,29 +111,42 @@ def of_panel(
             file = f"{quantity.key.split('/')[0]}-vs-nfe{slug and '-' + slug}.png"
             if sum(q.key.split("/")[0] == quantity.key.split("/")[0] for q in found) > 1:
                 file = f"{quantity.key.replace('/', '-')}-vs-nfe{slug and '-' + slug}.png"
-            theirs = [each.values for each in run.config.published if matches(each, quantity)]
+            theirs = [each.values for each in beside if matches(each, quantity)]
             some = points(records, quantity)
             floors = list(lines(run, title, quantity))
-            save_figure(against_nfe(some, quantity.title, floors, theirs), run.folder / file)
+            figure = against_nfe(some, quantity.title, floors, theirs, heading)
+            save_figure(figure, run.folder / file)
             bands = f"bands are {BAND} standard errors" if quantity.key != SECONDS.key else ""
             blocks.append(Picture(file, f"{quantity.title} against NFE{place}; {bands}"))
         blocks.append(by_nfe(records, quantity))
-        for each in run.config.published:
+        for each in (each for each in beside if matches(each, quantity)):
             table = agreement(records, each, quantity.key)
-            if matches(each, quantity) and table.rows:
+            if table.rows:
                 blocks += [[f"Published: {each.source}"], table]
+            absent = [curve for curve in each.values if curve not in curves]
+            if absent:
+                blocks.append([f"{each.source} has {', '.join(absent)}, too, which did not run."])
         yield Section(f"{quantity.title}{place}", tuple(blocks))
     some = points(records, main)
     if some:
         file = f"pareto{slug and '-' + slug}.png"
-        figure = against_seconds(some, main.title, main.lower_is_better)
+        figure = against_seconds(some, main.title, main.lower_is_better, heading)
         save_figure(figure, run.folder / file)
-        caption = f"{main.title} against the time per image{place}"
+        caption = (
+            f"{main.title} against the time per image{place}; numbers are NFE, bars {BAND} "
+            "standard errors"
+        )
         yield Section(f"Quality against time{place}", (Picture(file, caption),))
     file = f"samples{slug and '-' + slug}.png"
     save_figure(overview(sheets(run, names, title)), run.folder / file)
     caption = "The same seeds and labels in every cell"
     yield Section(f"The same samples from every solver{place}", (Picture(file, caption),))
+
+
+def is_about(published: PublishedConfig, record: Record) -> bool:
+    """Whether published values are of the model and the guidance of a cell."""
+    pairs = ((published.model, record["model"]), (published.guidance, record["guidance"]))
+    return all(theirs in (None, ours) for theirs, ours in pairs)
 
 
 def matches(published: PublishedConfig, quantity: Quantity) -> bool:
@@ -167,6 +185,12 @@ def sheets(run: Run, names: set[str], title: str) -> dict[str, dict[str, Tensor]
     return found
 
 
+def named(run: Run, panel: Panel, seed: int) -> str:
+    """What is special of the cells of a panel from a first seed."""
+    parts = [panel.title] if panel.title else []
+    return ", ".join(parts + ([f"seeds from {seed}"] if len(run.config.seeds) > 1 else []))
+
+
 def notes(run: Run) -> list[str]:
     """What a reader must know to use the numbers."""
     config, env = run.config, run.facts["environment"]
@@ -186,13 +210,21 @@ def notes(run: Run) -> list[str]:
     ]
     if config.reference is not None:
         asked = config.reference
-        gaps = ", ".join(f"{t.record['rmse_to_check']:.2g}" for t in run.targets.values())
-        found.append(
-            f"RMSE is per pixel (images in [-1, 1]) to the converged samples of {asked.solver} at "
-            f"{asked.steps} steps, for the first {min(asked.images, config.images)} samples. "
-            f"{asked.check} at {asked.steps} steps ends {gaps} from them: smaller errors cannot be "
-            "told apart."
+        gaps = ", ".join(
+            f"{target.record['rmse_to_check']:.2g}"
+            + (f" ({named(run, *which)})" if len(run.targets) > 1 else "")
+            for which, target in run.targets.items()
         )
+        found.append(
+            "RMSE is over all numbers of a sample (pixels in [-1, 1], latents as they are) to the "
+            f"converged samples of {asked.solver} at {asked.steps} steps, for the first "
+            f"{min(asked.images, config.images)} samples."
+        )
+        if gaps:
+            found[-1] += (
+                f" {asked.check} at {asked.steps} steps ends {gaps} from them: smaller errors "
+                "cannot be told apart."
+            )
     for name, model in run.facts["models"].items():
         for which, each in model["extractors"].items():
             halves = each["between_halves"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from ..store import read_json
 from .points import SECONDS, Quantity, Record, number, quantities
 from .tables import Table, gap, with_error
 
+# Of a cell: see `identity`.
+Identity = tuple[Any, ...]
 # A difference of that many standard errors stands out.
 SIGNIFICANT = 2
 
@@ -28,11 +31,12 @@ def load_results(folder: Path) -> Mapping[str, Any]:
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """For every quantity that both runs have: each cell of both, and b - a.
+    """What differs between two runs: settings, cells that one lacks, and every quantity, b - a.
 
-    Cells are matched by model, guidance, solver and NFE; the errors of differences on the same
-    seeds are those of paired samples. Differences beyond two standard errors are bold. Raises
-    ValueError if a quantity was made from other features, or nothing matches.
+    Cells are matched by model, guidance, solver, NFE, first seed and images; the errors of
+    differences on the same seeds are those of paired samples. Differences beyond two standard
+    errors are bold. Raises ValueError if a quantity was made from other features, or nothing
+    matches.
     """
     check_same_features(a, b)
     left, right = ({identity(record): record for record in run["cells"]} for run in (a, b))
@@ -44,7 +48,28 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Table
         for quantity in quantities(left[key] for key in keys)
         if any(number(right[key], quantity) is not None for key in keys)
     ]
-    return [(quantity.title, table(quantity, left, right, keys)) for quantity in shared]
+    found = [(quantity.title, table(quantity, left, right, keys)) for quantity in shared]
+    first = [("Settings that differ", settings(a, b)), ("Cells of one run only", lone(left, right))]
+    return [pair for pair in first if pair[1].rows] + found
+
+
+def settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
+    """The settings that the two runs do not share."""
+    one, other = a["config"], b["config"]
+    keys = [key for key in {**one, **other} if key != "name" and one.get(key) != other.get(key)]
+    rows = [[key, *(json.dumps(run.get(key)) for run in (one, other))] for key in keys]
+    return Table(["setting", "A", "B"], rows)
+
+
+def lone(left: Mapping[Identity, Record], right: Mapping[Identity, Record]) -> Table:
+    """The cells that only one of two runs has."""
+    rows = [
+        [record["slug"], name]
+        for name, mine, others in (("A", left, right), ("B", right, left))
+        for key, record in mine.items()
+        if key not in others
+    ]
+    return Table(["cell", "only in"], rows)
 
 
 def check_same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
@@ -64,16 +89,16 @@ def check_same_features(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
                 )
 
 
-def identity(record: Record) -> tuple[Any, ...]:
+def identity(record: Record) -> Identity:
     """What two cells must share to be set against each other."""
     return tuple(record[k] for k in ("model", "guidance", "curve", "nfe_allowed", "seed", "images"))
 
 
 def table(
     quantity: Quantity,
-    left: Mapping[tuple[Any, ...], Record],
-    right: Mapping[tuple[Any, ...], Record],
-    keys: list[tuple[Any, ...]],
+    left: Mapping[Identity, Record],
+    right: Mapping[Identity, Record],
+    keys: list[Identity],
 ) -> Table:
     """One quantity of all cells of both."""
     rows: list[list[str]] = []

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from torch import Tensor
 
 from ..images import tile
@@ -52,6 +52,7 @@ def against_nfe(
     label: str,
     floors: Sequence[tuple[str, float]] = (),
     published: Sequence[Mapping[str, Mapping[int, float]]] = (),
+    title: str = "",
 ) -> Figure:
     """A quantity of every curve against NFE with bands of two standard errors, log-log.
 
@@ -66,11 +67,7 @@ def against_nfe(
         look = appearance(i)
         axes.plot([p.nfe for p in line], [p.value for p in line], label=name, **look, **STYLE)
         if all(p.error is not None for p in line):
-            # A log axis has no place for what a band may reach below zero.
-            least = [0.02 * p.value if positive else -np.inf for p in line]
-            spread = [BAND * (p.error or 0) for p in line]
-            low = [max(p.value - s, m) for p, s, m in zip(line, spread, least, strict=True)]
-            high = [p.value + s for p, s in zip(line, spread, strict=True)]
+            low, high = zip(*(band(p, positive) for p in line), strict=True)
             nodes = [p.nfe for p in line]
             axes.fill_between(nodes, low, high, color=look["color"], alpha=0.09, linewidth=0)
         theirs = [pair for source in published for pair in source.get(name, {}).items()]
@@ -84,6 +81,7 @@ def against_nfe(
             markeredgecolor=look["color"],
         )
     axes.set(xscale="log", xlabel="network evaluations per image (NFE)", ylabel=label)
+    axes.set_title(title, loc="left", fontsize=10)
     if positive:
         axes.set_yscale("log")
     else:
@@ -104,15 +102,33 @@ def against_nfe(
     return figure
 
 
-def against_seconds(found: Sequence[Point], label: str, lower_is_better: bool = True) -> Figure:
-    """A quantity of every curve against the time per image, with the Pareto front, log-log."""
+def against_seconds(
+    found: Sequence[Point], label: str, lower_is_better: bool = True, title: str = ""
+) -> Figure:
+    """A quantity of every curve against the time per image, with the Pareto front, log-log.
+
+    The number at a point is its NFE, bars are two standard errors.
+    """
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
+    positive = all(point.value > 0 for point in found)
     for i, (name, line) in enumerate(curves(found).items()):
         line = sorted(line, key=lambda p: p.seconds)
         look = appearance(i) | {"linestyle": "none"}
         times = [1000 * p.seconds for p in line]
         axes.plot(times, [p.value for p in line], label=name, **look, **STYLE)
+        for time, point in zip(times, line, strict=True):
+            if point.error is not None:
+                ends = band(point, positive)
+                axes.plot([time, time], ends, color=look["color"], linewidth=0.8, alpha=0.5)
+            axes.annotate(
+                f"{point.nfe}",
+                (time, point.value),
+                textcoords="offset points",
+                xytext=(5, 3),
+                fontsize=7,
+                color=GREY,
+            )
     front = pareto(found, lower_is_better)
     axes.plot(
         [1000 * p.seconds for p in front],
@@ -125,13 +141,20 @@ def against_seconds(found: Sequence[Point], label: str, lower_is_better: bool = 
         label="Pareto front",
     )
     axes.set(xscale="log", xlabel="milliseconds per image", ylabel=label)
-    positive = all(point.value > 0 for point in found)
+    axes.set_title(title, loc="left", fontsize=10)
     if positive:
         axes.set_yscale("log")
     tidy(axes, positive)
     plain(axes.xaxis)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def band(point: Point, positive: bool) -> tuple[float, float]:
+    """Two standard errors to either side; a log axis has no place for what reaches below zero."""
+    spread = BAND * (point.error or 0.0)
+    least = 0.02 * point.value if positive else -np.inf
+    return max(point.value - spread, least), point.value + spread
 
 
 def appearance(i: int) -> dict[str, Any]:
@@ -170,16 +193,22 @@ def tidy(axes: Axes, log: bool) -> None:
 
 
 def plain(axis: Axis) -> None:
-    """Plain numbers on a log axis, and not too many of them."""
+    """Plain numbers on a log axis: some, over a decade or less all, over more 1, 2, 5 and so on."""
+    low, high = axis.get_view_interval()
+    if high < 3 * low:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+        return
+    leads = (1, 2, 5, 10) if high > 10 * low else range(1, 11)
+
+    def number(value: float, _: int) -> str:
+        lead = value / 10 ** np.floor(np.log10(value))
+        return f"{value:.10g}" if min(abs(lead - k) for k in leads) < 1e-6 else ""
+
     for formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-        formatter(FuncFormatter(sparse_number))
+        formatter(FuncFormatter(number))
     axis.set_tick_params(which="minor", labelsize=7, colors=GREY)
-
-
-def sparse_number(value: float, _: int) -> str:
-    """A tick label at 1, 2 and 5 times a power of ten only."""
-    lead = value / 10 ** np.floor(np.log10(value))
-    return f"{value:.10g}" if min(abs(lead - k) for k in (1, 2, 5, 10)) < 1e-6 else ""
 
 
 def overview(sheets: Mapping[str, Mapping[str, Tensor]], count: int = 10) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..score import MEASURES, title
+from ..score import measure_of, title
 
 Record = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ def quantities(records: Iterable[Record]) -> list[Quantity]:
             found.append(RMSE)
             continue
         name, _, extractor = key.partition("/")
-        lower = next(m.lower_is_better for m in MEASURES.values() if name in m.values)
+        lower = measure_of(name).lower_is_better
         found.append(Quantity(key, title(name, extractor), lower))
     return [*found, SECONDS]
 

@@ -164,7 +164,7 @@ def agreement(records: Sequence[Record], published: PublishedConfig, key: str) -
 def flat(record: Record) -> dict[str, Any]:
     """One cell as a flat mapping, the row of the CSV; errors as "NAME ±"."""
     head = {k: v for k, v in record.items() if k not in ("values", "not_finite")}
-    head["diverged"] = len(record["not_finite"])
+    head["diverged"] = bool(record["not_finite"])
     for name, each in record["values"].items():
         head |= {
             name: each["value"],

@@ -74,9 +74,10 @@ def test_bench_of_errors_and_times_alone_needs_no_data(model, bench_file, tmp_pa
 
 def test_a_dry_run_says_what_would_run_and_makes_nothing(model, bench_file, tmp_path):
     text = run("bench", bench_file, "--model", model, "--out", tmp_path / "runs", "--dry-run")
-    assert "heun-003" in text
+    assert "heun " in text
     # ddim 2 and 3, heun 1 and 3: 9 evaluations of 6 images.
-    assert "54 network evaluations x images" in text
+    assert "54 evaluations x images" in text
+    assert f"{tmp_path / 'runs' / 'tiny'}" in text
     assert not (tmp_path / "runs").exists()
 
 

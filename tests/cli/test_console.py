@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from fewstep.cli import console
+from fewstep.cli import app, console
+from fewstep.eval.store import version_of
+from typer.testing import CliRunner
 
 
 @pytest.fixture
@@ -36,3 +38,16 @@ def test_the_time_left_is_that_of_the_part_at_hand(told):
     # And one that begins anew with as many.
     assert told(200, 10, 1000) == ""
     assert told(240, 50, 1000) == "work: 5%, 950 s left, part"
+
+
+def test_a_warning_is_one_line_and_comes_once(capsys):
+    show = console.told_once()
+    for text in ("few samples", "few samples", "JPEG"):
+        show(UserWarning(text), UserWarning, "file.py", 3)
+    assert capsys.readouterr().err == "warning: few samples\nwarning: JPEG\n"
+
+
+def test_the_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"fewstep {version_of('fewstep')}\n"

@@ -83,7 +83,7 @@ def test_prompts_are_lines_of_a_file(tmp_path):
     picture = Image.open(tmp_path / "out" / "000000" / "000001.png")
     assert picture.size == (tiny.PIXELS, tiny.PIXELS)
     said = run(*FAST, *options, "--out", tmp_path / "no", code=2)
-    assert "give prompts, one a line in a file (--prompts FILE)" in said
+    assert "give prompts, one a line in a file (--prompts FILE" in said
 
 
 @pytest.mark.parametrize(

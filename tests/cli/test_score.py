@@ -80,8 +80,8 @@ def test_numbers_are_readable_in_80_columns(sides, monkeypatch):
         assert float(value) == pytest.approx(each["value"], abs=each["error"] / 10)
         assert float(error) == pytest.approx(each["error"], rel=0.1)
         assert each["title"] in row
-    # A share would leave 0..1 and a distance has a bias.
-    assert ["without bias" in row for row in rows[1:]] == [True, True, *[False] * 4]
+    # A share would leave 0..1, and the kernel distance has no bias.
+    assert ["without bias" in row for row in rows[1:]] == [True, *[False] * 5]
 
 
 def test_statistics_made_once_give_the_same_numbers(sides, tmp_path):
@@ -144,7 +144,7 @@ def test_foreign_statistics_are_rewritten_without_any_network(tmp_path):
         (["--extractor", "nope"], "there is no extractor 'nope'"),
         (["--option", "nope"], "--option wants key=value, not 'nope'"),
         (["--option", "a=["], "no value that YAML knows"),
-        (["--option", "colour=1"], "does not take colour=1"),
+        (["--option", "colour=1"], "has no option 'colour'; it has none"),
         (["--device", "nope"], "device 'nope'"),
         (["--size", "8"], "28 x 28"),
     ],
@@ -217,3 +217,11 @@ def test_the_doctor_is_always_well():
         assert heading in text
     assert "mnist-classifier  bundled" in text
     assert "device 'nope'" in refused("doctor", "--device", "nope")
+
+
+def test_options_about_images_are_refused_for_statistics(sides, tmp_path):
+    run("stats", sides / "b.npz", *DIGITS, "--out", tmp_path / "b.npz")
+    for option in ("--members", "--size"):
+        said = refused("stats", tmp_path / "b.npz", option, 8, "--out", tmp_path / "c.npz")
+        assert f"{option} is about images" in said
+    assert not (tmp_path / "c.npz").exists()

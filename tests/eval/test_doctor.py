@@ -42,7 +42,7 @@ def test_missing_weights_say_what_would_happen(offline, fate, monkeypatch):
     for name in doctor.OFFLINE:
         monkeypatch.setenv(name, offline)
     text = located(monkeypatch, fail(MissingWeights("the weights: no copy found\nlooked for\n  a")))
-    assert text == f"not found, {fate}: the weights: no copy found"
+    assert text == f"not found, {fate}: the weights: no copy found\nlooked for\n  a"
     rows = dict(doctor.examine(CPU)["Network"])
     assert rows["downloads"].startswith("off" if offline == "1" else "on")
     assert rows[doctor.OFFLINE[0]] == offline

@@ -109,8 +109,8 @@ def test_a_batch_size_may_change(tmp_path):
     [
         ({"nfe": 5}, "nfe: 4 there, 5 asked for"),
         ({"guidance": 2.0}, "guidance: 1.0 there, 2.0 asked for"),
-        ({"labels": 1}, "labels: 'balanced' there, 1 asked for"),
-        ({"solver": "ddim"}, "solver: .*dpmpp-2m.* there, .*ddim.* asked for"),
+        ({"labels": 1}, "labels: balanced there, 1 asked for"),
+        ({"solver": "ddim"}, "solver: dpmpp-2m there, ddim asked for"),
         ({"shard_size": 6}, "shard_size: 5 there"),
     ],
 )
@@ -126,7 +126,7 @@ def test_other_weights_are_refused(tmp_path):
     generate(tmp_path)
     model = exact()
     model.network.means[0] += 1
-    with pytest.raises(ValueError, match=r"weights: '.*' there"):
+    with pytest.raises(ValueError, match=r"weights: \w+ there"):
         generate(tmp_path, model=model)
 
 

@@ -14,7 +14,7 @@ from fewstep.eval.score import (
     check_measures,
     check_metrics,
     instruments,
-    is_distance,
+    measure_of,
     root_mean,
     score,
     takes_members,
@@ -154,7 +154,7 @@ def test_only_the_inception_of_2015_gives_published_names(name):
     for other in ("inception-unverified", "dinov2", "mnist-classifier-64"):
         assert title(name, other).endswith(f"({other} features)")
         assert not title(name, other).startswith(("FID", "KID", "sFID"))
-    assert is_distance(name) == (name in ("frechet", "kernel", "spatial", "cmmd"))
+    assert measure_of(name).lower_is_better == (name in ("frechet", "kernel", "spatial", "cmmd"))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

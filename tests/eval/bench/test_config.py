@@ -59,10 +59,17 @@ def test_prompts_come_from_a_file(tmp_path):
     )
 
 
+PAPER = {"source": "a paper", "values": {"ddim": {3: 1.0}}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"imagse": 3}, "imagse"),
+        ({"imagse": 3}, "imagse: no such key; did you mean images?"),
+        ({"extractors": [{"name": "pixels"}]}, "extractors.0.name: no such key; there is id, opt"),
+        ({"reference": {"step": 3}}, "reference.step: no such key; did you mean steps?"),
+        ({"models": ["a", "b"], "published": [PAPER]}, "a paper: say of which model"),
+        ({"guidance": [1, 2], "published": [PAPER]}, "a paper: say of which guidance"),
         ({"images": 0}, "images"),
         ({"nfe": []}, "nfe"),
         ({"name": "../up"}, "name"),

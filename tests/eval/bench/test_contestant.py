@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from fewstep.eval.bench.contestant import check_plan, contestant
+from fewstep.eval.bench.contestant import check_plan, contestant, real_images
+from fewstep.eval.progress import silent
+from fewstep.eval.settings import ModelConfig
 from fewstep.eval.sources import in_memory
 from fewstep.eval.statistics import collect_statistics
 
@@ -36,3 +39,12 @@ def test_a_key_sees_every_part_of_the_statistics():
     ):
         assert replace(one, statistics={"rows-4": changed}).key != one.key
     assert ready(metrics=("frechet",)).key != one.key
+
+
+@pytest.mark.parametrize("convention", ["clean", "torch"])
+def test_the_resize_behind_a_foreign_file_can_be_said(tmp_path, convention):
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(4), sigma=np.eye(4))
+    asked = ModelConfig(id="m", statistics=tmp_path / "edm.npz", convention=convention)
+    inception = replace(rows(), name="inception")
+    found = real_images(asked, inception, tmp_path, 10, silent)
+    assert found.facts["resize"] == f"{convention} to 299"

@@ -96,6 +96,17 @@ def test_nothing_is_computed_twice(finished):
     assert values(second) == values(finished)
 
 
+def test_the_reference_is_measured_once(finished, monkeypatch):
+    def forbidden(*each):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("fewstep.eval.bench.runner.measured", forbidden)
+    again = run(config(), finished.folder, model())
+    one, other = ([t.record for t in each.targets.values()] for each in (again, finished))
+    assert one == other
+    assert "frechet/rows-4" in one[0]["values"]
+
+
 def test_only_what_is_new_or_damaged_is_computed(finished, tmp_path):
     folder = copied(finished, tmp_path)
     (path,) = (folder / "cells").glob("ddim-008-*.npz")

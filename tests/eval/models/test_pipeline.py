@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from fewstep import samplers
 from fewstep.eval.models import Draw, in_batches
 from fewstep.eval.models.hub import from_pipeline
-from fewstep.eval.models.pipeline import PipelineModel
+from fewstep.eval.models.pipeline import PipelineModel, as_images
 from fewstep.eval.settings import SolverConfig, table_within
 
 from . import tiny
@@ -155,3 +156,18 @@ def test_latents_may_be_what_is_compared():
     torch.testing.assert_close(decoded.clamp(-1, 1), images, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="np or latent, not 'pil'"):
         pictures(output_type="pil")
+
+
+@pytest.mark.parametrize(
+    ("shape", "pictured"), [((2, 5, 7), (2, 1, 5, 7)), ((2, 4, 3, 8, 6), (2, 4, 24, 6))]
+)
+def test_latents_of_any_shape_are_images(shape, pictured):
+    latents = torch.arange(float(np.prod(shape))).view(shape)
+    found = as_images(latents)
+    assert found.shape == pictured
+    assert torch.equal(found.flatten(), latents.flatten())
+
+
+def test_latents_of_images_are_as_they_are():
+    latents = torch.zeros(2, 4, 8, 8)
+    assert as_images(latents) is latents

@@ -97,6 +97,20 @@ def test_a_published_value_is_set_beside_ours(tmp_path):
     assert re.search(r"\| ddim \| 4 \| [^|]+ \| 99 \| -\d+\.\d% \| differs \|", text)
 
 
+@pytest.mark.parametrize("other", [{"model": "another"}, {"guidance": 2.0}])
+def test_values_of_another_model_or_guidance_are_not_set_beside_ours(tmp_path, other):
+    paper = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"ddim": {4: 99.0}}}
+    made(tmp_path, published=[paper | other], solvers=["ddim"])
+    assert "a paper" not in (tmp_path / "report.md").read_text()
+
+
+def test_published_curves_that_did_not_run_are_named(tmp_path):
+    paper = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"deis-3": {4: 99.0}}}
+    made(tmp_path, published=[paper], solvers=["ddim"])
+    text = (tmp_path / "report.md").read_text()
+    assert "a paper has deis-3, too, which did not run" in text
+
+
 def test_published_fids_are_not_set_beside_other_features(tmp_path):
     published = {"source": "a paper", "values": {"ddim": {4: 99.0}}}
     made(tmp_path, published=[published], solvers=["ddim"])

@@ -10,11 +10,13 @@ from .records import estimate, record
 KEY = "frechet/rows-4"
 
 
-def run(value, *, seed=0, spread=0.1, fingerprint="f", real="r", curve="ddim", replicates=0):
+def run(
+    value, *, seed=0, spread=0.1, fingerprint="f", real="r", curve="ddim", replicates=0, **settings
+):
     cell = record(curve, seed=seed, values={KEY: estimate(value, spread, replicates)})
     about = {"fingerprint": fingerprint, "reference": {"digest": real}}
     models = {"m": {"extractors": {"rows-4": about}}}
-    return {"cells": [cell], "models": models}
+    return {"cells": [cell], "models": models, "config": {"name": "a", **settings}}
 
 
 def test_a_difference_beyond_chance_stands_out():
@@ -24,6 +26,17 @@ def test_a_difference_beyond_chance_stands_out():
     # Independent scatter three times the difference.
     (_, table), *_ = compare(run(1.0, spread=0.4), run(1.2, spread=0.4, replicates=1))
     assert table.bold == frozenset()
+
+
+def test_settings_that_differ_and_cells_without_a_partner_are_named():
+    a, b = run(1.0, end="zero", images=5), run(2.0, end="min", images=5, keep="png")
+    a["config"]["name"] = "b"
+    b["cells"] += run(2.0, curve="heun")["cells"]
+    first, second, third, *_ = compare(a, b)
+    assert first[0] == "Settings that differ"
+    assert first[1].rows == [["end", '"zero"', '"min"'], ["keep", "null", '"png"']]
+    assert second[1].rows == [["heun-005", "B"]]
+    assert third[1].rows[0][0] == "ddim-005"
 
 
 def test_what_cannot_be_compared_is_refused():
