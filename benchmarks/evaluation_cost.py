@@ -22,7 +22,7 @@ from fewstep.eval.score import instruments, score
 from fewstep.eval.shards import collect, run_job
 from fewstep.eval.sources import open_images
 from fewstep.eval.statistics import collect_statistics
-from fewstep.eval.store import environment
+from fewstep.storage import environment
 
 METRICS = ("frechet", "kernel", "score", "neighbours")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..eval.store import version_of
+from ..storage import version_of
 from . import console
 from .console import ForPeople
 

@@ -16,7 +16,7 @@ from ..eval.models import load_model, pick_device
 from ..eval.processes import launched
 from ..eval.progress import silent
 from ..eval.settings import ModelConfig
-from ..eval.store import write_atomically
+from ..storage import write_atomically
 from . import console
 from .app import app
 from .console import (

@@ -25,7 +25,7 @@ from ..eval.report.tables import shown, with_error
 from ..eval.score import MEASURES, check_metrics, measure_of, takes_members, title
 from ..eval.sources import open_images
 from ..eval.statistics import MEMBERS, Statistics, facts_of
-from ..eval.store import write_json
+from ..storage import write_json
 from . import console
 from .app import app
 from .console import Device, key_values, listed, print_lines, progress_bar

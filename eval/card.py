@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .. import samplers
 from ..schedules import grid
+from ..storage import environment, write_atomically
 from ..zoo.classifier import ClassifierConfig, accuracy, fit_classifier
 from .evaluate import outputs_of
 from .extractors import Extractor
@@ -19,7 +20,6 @@ from .metrics import frechet_distance, half_split_distances, moments
 from .models import Draw, NetworkModel, in_batches, label_rule
 from .progress import Counter, Progress, silent
 from .sources import ImageSet, in_memory
-from .store import environment, write_atomically
 
 DDIM_STEPS = 100
 FAST_SOLVER, FAST_STEPS = "unipc-3", 25

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import torch
 
+from ..storage import environment, version_of
 from .extractors import EXTRACTORS, MissingWeights
 from .extractors.weights import OFFLINE, is_offline
-from .store import environment, version_of
 
 # Packages that are not installed by default, and what they are for.
 OPTIONAL = {

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage import environment, write_atomically
 from ..zoo.pickles import read_pickle
 from .extractors.resize import RESIZES
 from .metrics import Moments, moments
 from .metrics.moments import ROUNDING
 from .statistics import Statistics
-from .store import environment, write_atomically
 
 # What clean-fid calls the resizes in its file names.
 CONVENTIONS = {"legacy_tensorflow": "tf1", "legacy_pytorch": "torch", "clean": "clean"}

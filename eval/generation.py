@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 
+from ..storage import digest, environment, read_json, write_arrays, write_json
 from .extractors import Extractor
 from .job import Job, numbers
 from .models import Draw, Model, label_rule, pick_device
@@ -24,7 +25,6 @@ from .settings import (
     table_within,
 )
 from .shards import collect, outstanding, run_job
-from .store import digest, environment, read_json, write_arrays, write_json
 
 # The file that says what the images of a folder are.
 SETTINGS = "generate.json"

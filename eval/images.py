@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .store import write_atomically
+from ..storage import write_atomically
 
 Pixels = NDArray[np.uint8]
 

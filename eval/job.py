@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from ..samplers import Tableau
+from ..storage import digest
 from .extractors import Extractor
 from .models import Draw, Model
-from .store import digest
 
 # "none": features only; "png", "npz": the images too; "samples": before they are rounded.
 Keep = Literal["none", "png", "npz", "samples"]

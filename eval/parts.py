@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage import digest
 from .extractors import Extractor
 from .images import load_image, quantise, save_image
 from .job import Job
-from .store import digest
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage import read_arrays, read_json, write_arrays, write_json
 from .job import Job
 from .models import counting
 from .parts import Arrays, Batch, Part, parts_of, read_pngs
 from .precision import full_precision
 from .processes import ALONE, Processes
-from .store import read_arrays, read_json, write_arrays, write_json
 
 OnCall = Callable[[int], None]
 # Gives the images of some positions: samples about [-1, 1], or uint8 if they were kept.

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import zoo
+from ..storage import digest
 from .images import Pixels, quantise
-from .store import digest
 
 SUFFIXES = (".png", ".bmp", ".webp", ".jpg", ".jpeg", ".ppm", ".tif", ".tiff")
 LOSSY = (".jpg", ".jpeg")

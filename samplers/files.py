@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,18 +119,6 @@ def numbers(values: Any, n: int, where: str) -> Float:
     if not all(type(value) in (int, float) for value in values):
         raise ValueError(f"{where} must hold numbers only")
     return np.array(values, dtype=np.float64)
-
-
-def write(data: dict[str, Any], path: Path) -> None:
-    """Write JSON so that an interruption leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    text = json.dumps(data, allow_nan=False, indent=1)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..schedules import Grid
 from ..schedules.base import Float, Form, alpha_sigma
+from ..storage import write_json
 from . import defects, files
 from .basis import BASES, Basis, convert
 from .program import Step, compile_steps
@@ -203,7 +204,7 @@ class Tableau:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON (schema `fewstep.tableau`, version 1), atomically."""
-        files.write(self.to_dict(), Path(path))
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Tableau:

@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
 
 # Lower floors first; a floor imports only from itself and from floors below it.
-FLOORS = ("configs", "schedules", "samplers", "integrations", "zoo", "eval", "cli")
+FLOORS = ("storage", "configs", "schedules", "samplers", "integrations", "zoo", "eval", "cli")
 MODULES = [
     path
     for package in PROJECT["tool"]["setuptools"]["packages"]

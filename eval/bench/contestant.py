@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...storage import digest
 from ..extractors import Extractor, Outputs, extractor
 from ..formats import load_statistics, save_statistics
 from ..models import Model, label_rule, load_model, pick_device
@@ -18,7 +19,6 @@ from ..score import check_measures, instruments
 from ..settings import ModelConfig
 from ..sources import open_images
 from ..statistics import Statistics, collect_statistics, facts_of
-from ..store import digest
 from .config import BenchConfig
 from .plan import panels, plan, reference_tables
 

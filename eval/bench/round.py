@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...samplers import Tableau
+from ...storage import digest
 from ..job import Job, Keep
 from ..models import Draw, label_rule
 from ..parts import parts_of
-from ..store import digest
 from .config import BenchConfig
 from .contestant import Contestant
 from .plan import Cell, Panel, panels, plan, reference_tables

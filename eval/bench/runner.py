@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage import digest, environment, read_arrays, write_arrays
 from ..job import Job
 from ..parts import Arrays
 from ..processes import ALONE, Processes, check_shared
 from ..progress import Counter, Progress, silent
 from ..settings import ModelConfig
 from ..shards import NotFinite, collect, outstanding, run_job
-from ..store import digest, environment, read_arrays, write_arrays
 from .config import BenchConfig
 from .contestant import Contestant
 from .plan import Cell, Panel

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ... import zoo
+from ...storage import fingerprint
 from ..images import dequantise
-from ..store import fingerprint
 from .extractor import Extractor, Outputs
 
 # Of the covariance D x D: a Frechet distance of more dimensions is mostly bias and takes minutes.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...storage import digest
 from ..precision import full_precision
-from ..store import digest
 
 
 class Outputs(NamedTuple):

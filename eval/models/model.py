@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import samplers
 from ...schedules import Schedule
-from ..store import fingerprint
+from ...storage import fingerprint
 from .draw import Draw
 
 

@@ -16,7 +16,7 @@ from ... import samplers
 from ...integrations import use
 from ...samplers.streams import generators
 from ...schedules import Schedule
-from ..store import fingerprint
+from ...storage import fingerprint
 from .draw import Draw
 
 # What a pipeline calls the number that it was conditioned on.

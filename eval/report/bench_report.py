@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...storage import write_atomically, write_json
 from ..bench import Panel, PublishedConfig, Run
 from ..images import quantise, save_grid, thumbnails
 from ..score import INCEPTION
-from ..store import write_atomically, write_json
 from .page import Block, Picture, Section, markdown, page
 from .plots import BAND, against_nfe, against_seconds, overview, save_figure
 from .points import RMSE, SECONDS, Quantity, Record, main_quantity, panels_of, points, quantities

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..store import read_json
+from ...storage import read_json
 from .points import SECONDS, Quantity, Record, number, quantities
 from .tables import Table, gap, with_error
 

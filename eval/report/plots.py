@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from torch import Tensor
 
+from ...storage import write_atomically
 from ..images import tile
-from ..store import write_atomically
 from .points import Point, pareto
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; the marker says it again.

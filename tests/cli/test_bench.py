@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from fewstep.cli import bench as command
 from fewstep.eval.bench import runner
-from fewstep.eval.store import read_json, write_json
+from fewstep.storage import read_json, write_json
 
 from .typed import environment, run, wide  # noqa: F401 - a fixture
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from fewstep.cli import app, console
-from fewstep.eval.store import version_of
+from fewstep.storage import version_of
 from typer.testing import CliRunner
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep.eval import shards, store
+from fewstep.eval import shards
 from fewstep.eval.images import quantise
 from fewstep.eval.models import in_batches
 from fewstep.eval.processes import ALONE, Processes
@@ -267,7 +267,7 @@ def test_a_full_disk_loses_one_shard(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         replaced(*paths)
 
-    monkeypatch.setattr(store.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         run_job(job(20), tmp_path)
     assert done(tmp_path) == {"00000000"}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...storage import replacing, write_atomically
 from ..pickles import Inert, UnsafePickle, read_pickle
 from .network import EDMNetwork
 from .published import config_of
@@ -183,18 +183,9 @@ def save_edm(network: EDMNetwork, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     text = json.dumps(network.config, indent=1, allow_nan=False) + "\n"
-    replace(folder / WEIGHTS, lambda partial: save_file(tensors, partial))
-    replace(folder / CONFIG, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that an interruption leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(tensors, partial)
+    write_atomically(folder / CONFIG, text)
 
 
 def load_edm(folder: str | Path) -> EDMNetwork:
