@@ -40,6 +40,13 @@ class Job:
     batch_size: int = 100
     shard_size: int = 1000
 
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.extractors]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two extractors are called {max(names, key=names.count)}: take one of them"
+            )
+
     @property
     def shards(self) -> list[range]:
         """The positions of every shard's samples."""

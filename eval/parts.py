@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .images import load_image, quantise, save_image
 from .job import Job
 
 Arrays = dict[str, np.ndarray]
+Source = Literal["run", "samples", "pixels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +44,14 @@ class Batch:
 class Part:
     """Something that is kept of a shard: `make` gives its arrays for one batch.
 
-    One that is `exact` takes images before they are rounded; others can be made of kept ones.
-    `intact(pictures, seeds)` says whether what it put beside its file is still there.
+    It is made of what a `source` gives: a run of the sampler, its samples, or these rounded; kept
+    ones will do. `intact(pictures, seeds)` says whether what it put beside its file is still there.
     """
 
     name: str
     key: str
     make: Callable[[Batch], Arrays]
-    exact: bool = False
+    source: Source = "pixels"
     intact: Callable[[Path, Sequence[int]], bool] = lambda pictures, seeds: True
 
 
@@ -57,7 +59,7 @@ def parts_of(job: Job, shard: range) -> list[Part]:
     """All that a job keeps of a shard."""
     key = job.key(shard)
     shown = min(job.preview - shard.start, len(shard))
-    found = [Part("facts", key, facts, exact=True)]
+    found = [Part("facts", key, facts, "run")]
     if job.keep == "npz":
         found.append(Part("pixels", key, all_pixels))
     elif shown > 0:
@@ -65,12 +67,12 @@ def parts_of(job: Job, shard: range) -> list[Part]:
     if job.keep == "png":
         found.append(Part("png", key, write_pngs, intact=has_pngs))
     if job.keep == "samples":
-        found.append(Part("samples", key, samples, exact=True))
+        found.append(Part("samples", key, samples, "samples"))
     near = min(job.target_size - shard.start, len(shard))
     if near > 0:
         # The same samples of the reference, of however many.
         mark = digest(key, job.target_key, near)
-        found.append(Part("error", mark, partial(square_error, job), exact=True))
+        found.append(Part("error", mark, partial(square_error, job), "samples"))
     for each in job.extractors:
         mark = digest(key, each.fingerprint)
         found.append(Part(f"features-{each.name}", mark, partial(features, each)))

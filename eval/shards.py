@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from .precision import full_precision
 from .processes import ALONE, Processes
 
 OnCall = Callable[[int], None]
-# Gives the images of some positions: samples about [-1, 1], or uint8 if they were kept.
-Source = Callable[[slice], Tensor]
+# Gives the images of some positions: samples about [-1, 1], or uint8.
+Images = Callable[[slice], Tensor]
 # Batches that wait for their features while the next are made.
 AHEAD = 2
 FAILED = "not-finite-"
@@ -42,16 +43,16 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A shard with `lacking` parts; `images` gives its images where all that is needed was kept."""
+    """A shard with `lacking` parts; `kept` reads its images where all that is needed was kept."""
 
     shard: range
     lacking: tuple[Part, ...]
-    images: Source | None
+    kept: Callable[[], Tensor | None] | None
 
     @property
     def samples(self) -> int:
         """How many samples are to be made."""
-        return len(self.shard) if self.images is None else 0
+        return len(self.shard) if self.kept is None else 0
 
 
 def shard_path(job: Job, folder: Path, shard: range, part: str) -> Path:
@@ -75,30 +76,39 @@ def outstanding(job: Job, folder: Path, pictures: Path | None = None) -> list[Wo
             if stored(job, folder, shard, part) is None
             or not part.intact(pictures or folder, seeds)
         )
-        exact = any(part.exact for part in lacking)
-        images = (
-            None if exact or not lacking else kept_images(job, folder, shard, pictures or folder)
-        )
         if lacking:
-            found.append(Work(shard, lacking, images))
+            found.append(Work(shard, lacking, keeper(job, folder, shard, lacking, pictures)))
     return found
 
 
-def kept_images(job: Job, folder: Path, shard: range, pictures: Path) -> Source | None:
-    """The images of a shard if they were kept, in whatever way."""
+def keeper(
+    job: Job, folder: Path, shard: range, lacking: Sequence[Part], pictures: Path | None
+) -> Callable[[], Tensor | None] | None:
+    """What reads the images that `lacking` parts are made of, if they were kept in whatever way.
+
+    They are read here to see that, and again when their turn comes: memory has no room for all.
+    """
+    kept = {
+        "samples": partial(kept_arrays, job, folder, shard, "samples"),
+        "pixels": partial(kept_arrays, job, folder, shard, "pixels"),
+        "pictures": partial(kept_pictures, job, folder, shard, pictures or folder),
+    }
+    needed = {part.source for part in lacking}
+    ways = [] if "run" in needed else ["samples"] if "samples" in needed else list(kept)
+    return next((kept[way] for way in ways if kept[way]() is not None), None)
+
+
+def kept_arrays(job: Job, folder: Path, shard: range, part: str) -> Tensor | None:
+    """The images of a shard in the part of that name; None if they are not there."""
+    arrays = read_arrays(shard_path(job, folder, shard, part), job.key(shard))
+    return None if arrays is None else torch.from_numpy(arrays[part])
+
+
+def kept_pictures(job: Job, folder: Path, shard: range, pictures: Path) -> Tensor | None:
+    """The images of a shard in PNG files; None if they are not there, or were changed."""
+    arrays = read_arrays(shard_path(job, folder, shard, "png"), job.key(shard))
     seeds = job.draw.seeds[shard.start : shard.stop]
-    arrays = read_arrays(shard_path(job, folder, shard, "pixels"), job.key(shard))
-    pixels = None if arrays is None else torch.from_numpy(arrays["pixels"])
-    if pixels is None:
-        arrays = read_arrays(shard_path(job, folder, shard, "png"), job.key(shard))
-        pixels = None if arrays is None else read_pngs(pictures, seeds, arrays["checksums"])
-    if pixels is None:
-        return None
-
-    def source(rows: slice) -> Tensor:
-        return pixels[rows.start - shard.start : rows.stop - shard.start].to(job.model.device)
-
-    return source
+    return None if arrays is None else read_pngs(pictures, seeds, arrays["checksums"])
 
 
 def run_job(
@@ -167,14 +177,15 @@ def make(
         nonlocal calls
         calls += images
 
-    source = work.images or sampler(job)
+    kept = None if work.kept is None else work.kept()
+    images_of = sampler(job) if kept is None else reader(job, work.shard, kept)
     waiting: deque[Future[dict[str, Arrays]]] = deque()
     batches: list[dict[str, Arrays]] = []
     with counting(job.model.network, count):
         for first in range(work.shard.start, work.shard.stop, job.batch_size):
             rows = slice(first, min(first + job.batch_size, work.shard.stop))
             start = time.perf_counter()
-            images = source(rows)
+            images = images_of(rows)
             elapsed += time.perf_counter() - start
             batch = Batch(rows, np.asarray(job.draw.seeds[rows]), images, pictures)
             waiting.append(worker.submit(beside, stream, work.lacking, batch))
@@ -187,16 +198,25 @@ def make(
     return made
 
 
-def sampler(job: Job) -> Source:
+def sampler(job: Job) -> Images:
     """The images of a job, made when they are asked for."""
 
-    def source(rows: slice) -> Tensor:
+    def images_of(rows: slice) -> Tensor:
         images = job.model.images(job.table, job.draw.part(rows))
         if images.device.type == "cuda":
             torch.cuda.current_stream(images.device).synchronize()
         return images
 
-    return source
+    return images_of
+
+
+def reader(job: Job, shard: range, kept: Tensor) -> Images:
+    """The images of a shard that were kept."""
+
+    def images_of(rows: slice) -> Tensor:
+        return kept[rows.start - shard.start : rows.stop - shard.start].to(job.model.device)
+
+    return images_of
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -117,6 +117,10 @@ class BenchConfig(BaseModel):
             ):
                 if mine is None and len(there) > 1:
                     raise ValueError(f"{each.source}: say of which {key} the published values are")
+            if each.model is not None and each.model not in names:
+                raise ValueError(
+                    f"{each.source}: there is no model {each.model!r}, only {', '.join(names)}"
+                )
         return self
 
     @field_validator("metrics")

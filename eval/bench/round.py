@@ -60,7 +60,11 @@ class Round:
     @property
     def reference_folders(self) -> tuple[Path, Path]:
         """Where the shards of the two go."""
-        name = f"reference-{self.references[0].sampler_key}" if self.references else ""
+        if self.references is None:
+            raise ValueError("this benchmark has no reference")
+        exact = self.references[0]
+        # With seeds and number: two runs in one folder leave each other's alone.
+        name = f"reference-{exact.sampler_key}-{self.seed}-{len(exact.draw.seeds)}"
         return self.shards_of(name), self.shards_of(f"{name}-check")
 
     def job(self, table: Tableau, images: int | None = None) -> Job:
@@ -114,4 +118,4 @@ def target_of(reference: Job) -> dict[str, Any]:
 
 def all_keys(job: Job) -> str:
     """One digest for all parts of a job."""
-    return digest([part.key for shard in job.shards for part in parts_of(job, shard)])
+    return digest(sorted(part.key for shard in job.shards for part in parts_of(job, shard)))

@@ -51,6 +51,11 @@ def test_what_is_kept_does_not_change_the_samples():
     assert kept.key(FIRST) == job().key(FIRST)
 
 
+def test_two_extractors_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two extractors are called means"):
+        job(extractors=(means(), means("2")))
+
+
 def test_guidance_doubles_the_calls():
     own = job()
     assert own.calls_per_image == 4

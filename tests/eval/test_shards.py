@@ -328,6 +328,16 @@ def test_pngs_are_named_by_their_seeds(tmp_path):
     np.testing.assert_array_equal(picture, pixels[4].movedim(0, -1))
 
 
+def test_kept_samples_give_all_but_their_time(tmp_path):
+    model, seeds = counted()
+    run_job(job(20, model, keep="samples", extractors=(), preview=0), tmp_path)
+    target = {"target": torch.zeros(20, *SHAPE), "target_key": "t", "target_size": 20}
+    more = job(20, model, keep="samples", **target)
+    found = run(more, tmp_path)
+    assert len(seeds) == 20
+    assert_same(found, run(more, tmp_path / "at once"))
+
+
 @pytest.mark.parametrize("keep", ["npz", "png"])
 def test_kept_images_are_not_sampled_again_for_more_features(tmp_path, keep):
     model, seeds = counted()

@@ -69,6 +69,7 @@ PAPER = {"source": "a paper", "values": {"ddim": {3: 1.0}}}
         ({"extractors": [{"name": "pixels"}]}, "extractors.0.name: no such key; there is id, opt"),
         ({"reference": {"step": 3}}, "reference.step: no such key; did you mean steps?"),
         ({"models": ["a", "b"], "published": [PAPER]}, "a paper: say of which model"),
+        ({"published": [PAPER | {"model": "mnits"}]}, "there is no model 'mnits', only mnist"),
         ({"guidance": [1, 2], "published": [PAPER]}, "a paper: say of which guidance"),
         ({"images": 0}, "images"),
         ({"nfe": []}, "nfe"),

@@ -107,6 +107,14 @@ def test_the_reference_is_measured_once(finished, monkeypatch):
     assert "frechet/rows-4" in one[0]["values"]
 
 
+def test_a_reference_of_fewer_samples_leaves_the_other_alone(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    run(config(images=10), folder)
+    again = model()
+    run(config(), folder, again)
+    assert again.network.calls == 0
+
+
 def test_only_what_is_new_or_damaged_is_computed(finished, tmp_path):
     folder = copied(finished, tmp_path)
     (path,) = (folder / "cells").glob("ddim-008-*.npz")

@@ -6,8 +6,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from fewstep.eval.bench import run_bench
+from fewstep.eval.bench import PublishedConfig, run_bench
 from fewstep.eval.report import write_report
+from fewstep.eval.report.bench_report import is_about
 from PIL import Image
 
 from ..bench.fakes import config, model, ready
@@ -97,11 +98,16 @@ def test_a_published_value_is_set_beside_ours(tmp_path):
     assert re.search(r"\| ddim \| 4 \| [^|]+ \| 99 \| -\d+\.\d% \| differs \|", text)
 
 
-@pytest.mark.parametrize("other", [{"model": "another"}, {"guidance": 2.0}])
-def test_values_of_another_model_or_guidance_are_not_set_beside_ours(tmp_path, other):
+def test_values_of_another_guidance_are_not_set_beside_ours(tmp_path):
     paper = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"ddim": {4: 99.0}}}
-    made(tmp_path, published=[paper | other], solvers=["ddim"])
+    made(tmp_path, published=[paper | {"guidance": 2.0}], solvers=["ddim"])
     assert "a paper" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("model", "guidance", "about"), [("m", 1.0, True), ("n", 1.0, False)])
+def test_values_are_of_one_model(model, guidance, about):
+    published = PublishedConfig(source="a", model="m", values={})
+    assert is_about(published, {"model": model, "guidance": guidance}) == about
 
 
 def test_published_curves_that_did_not_run_are_named(tmp_path):
