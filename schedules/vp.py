@@ -144,6 +144,10 @@ class VPDiscrete(Schedule):
     alphas_cumprod: Sequence[float] | Float | None = None
     form: ClassVar[Form] = "vp"
 
+    def __repr__(self) -> str:
+        product = self._alphas_cumprod
+        return f"VPDiscrete({len(product)} levels, alpha^2 {product[0]:.6g} to {product[-1]:.6g})"
+
     def __post_init__(self) -> None:
         if (self.betas is None) == (self.alphas_cumprod is None):
             raise ValueError("VPDiscrete needs either betas or alphas_cumprod, and not both")

@@ -84,7 +84,7 @@ def factor(cov: Tensor, count: int | None) -> Tensor:
     """F [D, r] with cov = F F^T: Cholesky, or where that is not safe the eigenvectors.
 
     r is then the numerical rank, at most `count` - 1: the eigenvalues of a singular covariance are
-    rounding, and the square root of 1e-16 is 1e-8.
+    rounding, and the square root of 1e-16 is 1e-8. Raises ValueError if the rank is higher.
     """
     lower, failed = torch.linalg.cholesky_ex(cov)
     if not failed and lower.diagonal().square().min() > SPAN * cov.diagonal().max():
@@ -97,7 +97,17 @@ def factor(cov: Tensor, count: int | None) -> Tensor:
     floor = values[-1].clamp(min=0) * len(cov) * torch.finfo(cov.dtype).eps
     keep = slice(len(values) - min(int((values > floor).sum()), most), None)
     found = vectors[:, keep] * values[keep].sqrt()
+    check_rank(cov.trace() - found.square().sum(), cov.trace(), count)
     return found if basis is None else basis @ found
+
+
+def check_rank(lost: Tensor, total: Tensor, count: int | None) -> None:
+    """ValueError if leaving out all beyond the rank that `count` samples have lost anything."""
+    if lost > ROUNDING * total:
+        raise ValueError(
+            f"a covariance of {count} samples has a rank below that, and this one has more: the "
+            "number of samples is wrong"
+        )
 
 
 def image(matrix: Tensor, rank: int) -> Tensor:
@@ -120,7 +130,9 @@ def root_trace(a: Moments, b: Moments) -> Tensor:
     less of them than samples.
     """
     most = len(a.mean) if a.n is None else max(a.n - 1, 0)
-    squares = torch.linalg.eigvalsh(congruence(a.cov, b.factor)).flip(0)[:most]
+    squares = torch.linalg.eigvalsh(congruence(a.cov, b.factor)).flip(0)
+    check_rank(squares[most:].sum(), squares.sum(), a.n)
+    squares = squares[:most]
     values = squares.clamp(min=0).sqrt()
     lost = (torch.finfo(values.dtype).eps * squares[:1] / (2 * values)).sum()
     if lost <= LOST * values.sum():

@@ -253,3 +253,7 @@ def test_a_linear_law_between_two_levels(t_min):
     np.testing.assert_allclose(law.time(law.lam(t)), t, rtol=1e-9)
     assert law.lam(0) == np.inf
     np.testing.assert_allclose(law.nsr([t_min, 1]), [0.002, 80], rtol=1e-9)
+
+
+def test_a_table_of_levels_is_shown_in_a_line():
+    assert repr(VPDiscrete(betas())) == "VPDiscrete(1000 levels, alpha^2 0.9999 to 4.0358e-05)"

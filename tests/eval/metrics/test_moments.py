@@ -88,6 +88,19 @@ def test_few_samples_in_many_dimensions(counts):
         assert frechet_distance(moments(x), b) == pytest.approx(exact_distance(x, y), rel=1e-9)
 
 
+@pytest.mark.parametrize("claimed", [2, 10, 39])
+def test_a_wrong_number_of_samples_is_noticed(claimed):
+    found = moments(normal(40, 200))
+    wrong = Moments(claimed, found.mean, found.cov)
+    with pytest.raises(ValueError, match=f"a covariance of {claimed} samples"):
+        _ = wrong.factor
+    with (
+        pytest.warns(UserWarning, match="mostly bias"),
+        pytest.raises(ValueError, match=f"a covariance of {claimed} samples"),
+    ):
+        frechet_distance(wrong, moments(normal(60, 200, 1)))
+
+
 def test_of_few_samples_only_small_matrices_are_decomposed(monkeypatch):
     sizes = []
     for name in ("eigh", "eigvalsh", "svdvals"):
