@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
     if name != "integrations" and name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(".integrations", __name__)
-    return getattr(module, name, module)
+    return module if name == "integrations" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

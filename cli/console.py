@@ -42,7 +42,7 @@ class ForPeople(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a polite request to end is as good as Ctrl-C."""
         before = signal.signal(signal.SIGTERM, interrupt)
-        warnings.showwarning = told_once()
+        shown, warnings.showwarning = warnings.showwarning, told_once()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -56,6 +56,7 @@ class ForPeople(TyperGroup):
             raise failed(ctx, error, USAGE) from error
         finally:
             signal.signal(signal.SIGTERM, before)
+            warnings.showwarning = shown
 
 
 def told_once() -> Any:

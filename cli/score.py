@@ -81,8 +81,9 @@ def stats(
     if is_statistics(Path(source)):
         # No network is needed to rewrite a file.
         given = {"--members": members, "--size": size, "--option": option}
-        for name in (name for name, value in given.items() if value is not None):
-            raise ValueError(f"{name} is about images, and {source} holds statistics of some")
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is about images, and {source} holds statistics of some")
         found = load_statistics(Path(source), extractor, convention)
     else:
         used = built(extractor, option, device)

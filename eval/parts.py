@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..storage import digest
@@ -45,14 +46,14 @@ class Part:
     """Something that is kept of a shard: `make` gives its arrays for one batch.
 
     It is made of what a `source` gives: a run of the sampler, its samples, or these rounded; kept
-    ones will do. `intact(pictures, seeds)` says whether what it put beside its file is still there.
+    ones will do. `beside(pictures, seeds)` says whether what it put beside its file is still there.
     """
 
     name: str
     key: str
     make: Callable[[Batch], Arrays]
     source: Source = "pixels"
-    intact: Callable[[Path, Sequence[int]], bool] = lambda pictures, seeds: True
+    beside: Callable[[Path, Sequence[int]], bool] | None = None
 
 
 def parts_of(job: Job, shard: range) -> list[Part]:
@@ -65,7 +66,7 @@ def parts_of(job: Job, shard: range) -> list[Part]:
     elif shown > 0:
         found.append(Part("preview", digest(key, shown), partial(first_pixels, job.preview)))
     if job.keep == "png":
-        found.append(Part("png", key, write_pngs, intact=has_pngs))
+        found.append(Part("png", key, write_pngs, beside=has_pngs))
     if job.keep == "samples":
         found.append(Part("samples", key, samples, "samples"))
     near = min(job.target_size - shard.start, len(shard))
@@ -134,7 +135,7 @@ def read_pngs(folder: Path, seeds: Sequence[int], checksums: np.ndarray) -> Tens
     try:
         images = [load_image(png_path(folder, seed)) for seed in seeds]
     # Anyone may have changed them since, into anything.
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     if [checksum(image) for image in images] != checksums.tolist():
         return None

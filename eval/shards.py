@@ -70,14 +70,18 @@ def outstanding(job: Job, folder: Path, pictures: Path | None = None) -> list[Wo
     found = []
     for shard in job.shards:
         seeds = job.draw.seeds[shard.start : shard.stop]
+        parts = parts_of(job, shard)
         lacking = tuple(
             part
-            for part in parts_of(job, shard)
+            for part in parts
             if stored(job, folder, shard, part) is None
-            or not part.intact(pictures or folder, seeds)
+            or (part.beside and not part.beside(pictures or folder, seeds))
         )
         if lacking:
-            found.append(Work(shard, lacking, keeper(job, folder, shard, lacking, pictures)))
+            kept = keeper(job, folder, shard, lacking, pictures)
+            # What was not fit to be read is written again.
+            again = [part for part in parts if part.beside and kept is None]
+            found.append(Work(shard, (*lacking, *(p for p in again if p not in lacking)), kept))
     return found
 
 
@@ -227,7 +231,7 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
 def beside(
     stream: torch.cuda.Stream | None, parts: tuple[Part, ...], batch: Batch
 ) -> dict[str, Arrays]:
-    """`reduce` on a stream of its own."""
+    """`reduce`, on a stream of its own where there are streams."""
     if stream is None:
         return reduce(parts, batch)
     batch.images.record_stream(stream)

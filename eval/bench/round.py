@@ -62,10 +62,11 @@ class Round:
         """Where the shards of the two go."""
         if self.references is None:
             raise ValueError("this benchmark has no reference")
-        exact = self.references[0]
-        # With seeds and number: two runs in one folder leave each other's alone.
-        name = f"reference-{exact.sampler_key}-{self.seed}-{len(exact.draw.seeds)}"
-        return self.shards_of(name), self.shards_of(f"{name}-check")
+        # By all samples: two runs in one folder leave each other's alone.
+        first, second = (
+            digest([job.key(shard) for shard in job.shards]) for job in self.references
+        )
+        return self.shards_of(f"reference-{first}"), self.shards_of(f"check-{second}")
 
     def job(self, table: Tableau, images: int | None = None) -> Job:
         """The job of a table on the first `images` seeds, or all."""

@@ -45,7 +45,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Finding:
     """What a run found out about one model."""
 
     facts: dict[str, Any]
@@ -72,7 +72,7 @@ def run_bench(
     """
     check_shared(folder, processes)
     counter = Counter(progress)
-    parts: dict[str, Part] = {}
+    parts: dict[str, Finding] = {}
     for asked in config.models:
         try:
             # Nothing of a model stays behind when the next is loaded.
@@ -102,7 +102,7 @@ def run_bench(
 
 def run_model(
     config: BenchConfig, ready: Contestant, folder: Path, counter: Counter, processes: Processes
-) -> Part:
+) -> Finding:
     """All rounds of one model; Ctrl-C ends them with what is there."""
     results: list[Result] = []
     missing: list[Cell] = []
@@ -126,7 +126,7 @@ def run_model(
             interrupted = True
         results += [done[task.cell] for task in tasks if task.cell in done]
         missing += [task.cell for task in tasks if task.cell not in done]
-    return Part(
+    return Finding(
         provenance(ready), environment(ready.device), results, targets, missing, interrupted
     )
 

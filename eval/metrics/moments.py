@@ -91,7 +91,7 @@ def factor(cov: Tensor, count: int | None) -> Tensor:
         return lower
     most = len(cov) if count is None else min(len(cov), count - 1)
     # Within its range, where that is small, a covariance is small, too.
-    basis = image(cov, most) if 2 * (most + SPARE) < len(cov) else None
+    basis = range_basis(cov, most) if 2 * (most + SPARE) < len(cov) else None
     inner = cov if basis is None else basis.T @ cov @ basis
     values, vectors = torch.linalg.eigh(inner)
     floor = values[-1].clamp(min=0) * len(cov) * torch.finfo(cov.dtype).eps
@@ -110,7 +110,7 @@ def check_rank(lost: Tensor, total: Tensor, count: int | None) -> None:
         )
 
 
-def image(matrix: Tensor, rank: int) -> Tensor:
+def range_basis(matrix: Tensor, rank: int) -> Tensor:
     """Orthonormal columns [D, R] whose span holds the range of a matrix [D, D] of at most `rank`.
 
     The images of as many random vectors span it, and a few more make that well conditioned; Halko,
@@ -127,7 +127,7 @@ def root_trace(a: Moments, b: Moments) -> Tensor:
     They are the roots of the eigenvalues of G^T A G, several times faster than the values
     themselves. Rounding leaves an error of e = eps max(s^2) in each eigenvalue, so of e / 2s in its
     root; where that adds up to more than 1e-10 of the sum, F^T G itself is decomposed. There are
-    less of them than samples.
+    fewer of them than samples.
     """
     most = len(a.mean) if a.n is None else max(a.n - 1, 0)
     squares = torch.linalg.eigvalsh(congruence(a.cov, b.factor)).flip(0)

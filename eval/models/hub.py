@@ -37,7 +37,7 @@ def load_pipeline(name: str, dtype: torch.dtype, device: torch.device | str) -> 
     except (OSError, ValueError) as error:
         where = "this folder holds no whole pipeline" if local else NOWHERE
         # What follows the first sentence is about diffusers' own arguments.
-        reason = str(error).splitlines()[0].split(" (")[0]
+        reason = str(error).partition("\n")[0].partition(" (")[0]
         raise FileNotFoundError(f"no model {name!r}: {where}: {reason}") from error
     return pipe.to(device)
 

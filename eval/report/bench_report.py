@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ...storage import write_atomically, write_json
-from ..bench import Panel, PublishedConfig, Run
-from ..images import quantise, save_grid, thumbnails
+from ..bench import Panel, Run
+from ..images import save_grid, thumbnails
 from ..score import INCEPTION
-from .page import Block, Picture, Section, markdown, page
-from .plots import BAND, against_nfe, against_seconds, overview, save_figure
-from .points import RMSE, SECONDS, Quantity, Record, main_quantity, panels_of, points, quantities
-from .tables import agreement, best, by_nfe, columns, to_csv
+from .page import Picture, Section, markdown, page
+from .panel import panel_sections
+from .points import panels_of, quantities
+from .tables import columns, to_csv
 
 PLOTTED = ("frechet/", "kernel/", "spatial/", "cmmd/", "rmse")
 # A Frechet distance of papers is of that many samples.
@@ -83,7 +81,7 @@ def contents(run: Run) -> Iterator[Section]:
     if records:
         found = quantities(records)
         for title, part in panels_of(records).items():
-            yield from of_panel(run, title, part, found)
+            yield from panel_sections(run, title, part, found)
     yield Section("Notes", (notes(run),))
     grids = [
         Picture(f"grids/{result.cell.slug}.png", result.cell.slug, folded=True)
@@ -91,98 +89,6 @@ def contents(run: Run) -> Iterator[Section]:
         if len(result.pixels)
     ]
     yield Section("Every cell", tuple(grids))
-
-
-def of_panel(
-    run: Run, title: str, records: list[Record], found: list[Quantity]
-) -> Iterator[Section]:
-    """The sections of the cells of one model at one guidance scale."""
-    slug = "".join(c if c.isalnum() else "-" for c in title)
-    place = f" ({title})" if title else ""
-    heading = f"{run.config.name}{place}, {records[0]['images']} images"
-    names, curves = ({record[key] for record in records} for key in ("slug", "curve"))
-    beside = [each for each in run.config.published if is_about(each, records[0])]
-    main = main_quantity(found)
-    if len({record["curve"] for record in records}) > 1:
-        yield Section(f"The best at each NFE{place}", (best(records, main),))
-    for quantity in found:
-        blocks: list[Block] = []
-        if quantity.key.startswith(PLOTTED) and points(records, quantity):
-            file = f"{quantity.key.split('/')[0]}-vs-nfe{slug and '-' + slug}.png"
-            if sum(q.key.split("/")[0] == quantity.key.split("/")[0] for q in found) > 1:
-                file = f"{quantity.key.replace('/', '-')}-vs-nfe{slug and '-' + slug}.png"
-            theirs = [each.values for each in beside if matches(each, quantity)]
-            some = points(records, quantity)
-            floors = list(lines(run, title, quantity))
-            figure = against_nfe(some, quantity.title, floors, theirs, heading)
-            save_figure(figure, run.folder / file)
-            bands = f"bands are {BAND} standard errors" if quantity.key != SECONDS.key else ""
-            blocks.append(Picture(file, f"{quantity.title} against NFE{place}; {bands}"))
-        blocks.append(by_nfe(records, quantity))
-        for each in (each for each in beside if matches(each, quantity)):
-            table = agreement(records, each, quantity.key)
-            if table.rows:
-                blocks += [[f"Published: {each.source}"], table]
-            absent = [curve for curve in each.values if curve not in curves]
-            if absent:
-                blocks.append([f"{each.source} has {', '.join(absent)}, too, which did not run."])
-        yield Section(f"{quantity.title}{place}", tuple(blocks))
-    some = points(records, main)
-    if some:
-        file = f"pareto{slug and '-' + slug}.png"
-        figure = against_seconds(some, main.title, main.lower_is_better, heading)
-        save_figure(figure, run.folder / file)
-        caption = (
-            f"{main.title} against the time per image{place}; numbers are NFE, bars {BAND} "
-            "standard errors"
-        )
-        yield Section(f"Quality against time{place}", (Picture(file, caption),))
-    file = f"samples{slug and '-' + slug}.png"
-    save_figure(overview(sheets(run, names, title)), run.folder / file)
-    caption = "The same seeds and labels in every cell"
-    yield Section(f"The same samples from every solver{place}", (Picture(file, caption),))
-
-
-def is_about(published: PublishedConfig, record: Record) -> bool:
-    """Whether published values are of the model and the guidance of a cell."""
-    pairs = ((published.model, record["model"]), (published.guidance, record["guidance"]))
-    return all(theirs in (None, ours) for theirs, ours in pairs)
-
-
-def matches(published: PublishedConfig, quantity: Quantity) -> bool:
-    """Whether published values are of this quantity; those of FID are of the Inception only."""
-    name, _, extractor = quantity.key.partition("/")
-    return published.quantity == quantity.key or (
-        published.quantity == name and extractor == INCEPTION
-    )
-
-
-def lines(run: Run, title: str, quantity: Quantity) -> Iterator[tuple[str, float]]:
-    """The level that no solver can be told below: of the converged samples, or of their check."""
-    for (panel, _), target in run.targets.items():
-        if panel.title != title:
-            continue
-        if quantity == RMSE:
-            yield "disagreement of two references", target.record["rmse_to_check"]
-        elif len(target.samples) == run.config.images:
-            value = target.record["values"].get(quantity.key, {}).get("value")
-            if value is not None:
-                yield "converged samples", value
-        return
-
-
-def sheets(run: Run, names: set[str], title: str) -> dict[str, dict[str, Tensor]]:
-    """The first images of a panel's cells by curve and NFE, and the converged ones last."""
-    chosen = [r for r in run.results if r.cell.slug in names and r.cell.seed == run.config.seeds[0]]
-    found: dict[str, dict[str, Tensor]] = {}
-    for result in sorted(chosen, key=lambda r: r.cell.nfe):
-        row = found.setdefault(result.cell.curve, {})
-        row[f"NFE {result.cell.nfe}"] = thumbnails(result.pixels)
-    for (panel, _), target in run.targets.items():
-        if panel.title == title:
-            for row in found.values():
-                row["reference"] = thumbnails(quantise(target.samples[: run.config.preview]))
-    return found
 
 
 def named(run: Run, panel: Panel, seed: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage import read_json
-from .points import SECONDS, Quantity, Record, number, quantities
+from .points import Quantity, Record, error, number, quantities
 from .tables import Table, gap, with_error
 
 # Of a cell: see `identity`.
@@ -42,7 +42,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Table
     left, right = ({identity(record): record for record in run["cells"]} for run in (a, b))
     keys = [key for key in left if key in right]
     if not keys:
-        raise ValueError("the runs have no cell in common: same model, guidance, solver and NFE")
+        raise ValueError(
+            "the runs have no cell in common: same model, guidance, solver, NFE, first seed, images"
+        )
     shared = [
         quantity
         for quantity in quantities(left[key] for key in keys)
@@ -108,16 +110,8 @@ def table(
         if a is None or b is None:
             continue
         change, spread = gap(right[key], left[key], quantity)
-        texts = [with_error(x, error_of(r, quantity)) for x, r in ((a, left[key]), (b, right[key]))]
+        texts = [with_error(x, error(r, quantity)) for x, r in ((a, left[key]), (b, right[key]))]
         if spread is not None and abs(change) > SIGNIFICANT * spread:
             bold.add((len(rows), 3))
         rows.append([left[key]["slug"], *texts, with_error(change, spread)])
     return Table(["cell", "A", "B", "B - A"], rows, frozenset(bold))
-
-
-def error_of(record: Record, quantity: Quantity) -> float | None:
-    """The standard error of a number of a record."""
-    if quantity.key == SECONDS.key:
-        return None
-    value = record["values"].get(quantity.key, {}).get("error")
-    return None if value is None else value * quantity.scale

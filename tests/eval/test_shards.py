@@ -357,6 +357,11 @@ def test_a_png_that_is_no_longer_there_is_sampled_again(tmp_path, loss):
     found = run(job(20, model, keep="png"), tmp_path)
     assert seeds[20:] == list(range(8, 16))
     assert_same(found, run(job(20, keep="png"), tmp_path / "whole"))
+    again, whole = (
+        np.asarray(Image.open(folder / "000000" / "000009.png"))
+        for folder in (tmp_path, tmp_path / "whole")
+    )
+    np.testing.assert_array_equal(again, whole)
 
 
 def test_a_deleted_png_is_written_again(tmp_path):

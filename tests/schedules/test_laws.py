@@ -256,4 +256,4 @@ def test_a_linear_law_between_two_levels(t_min):
 
 
 def test_a_table_of_levels_is_shown_in_a_line():
-    assert repr(VPDiscrete(betas())) == "VPDiscrete(1000 levels, alpha^2 0.9999 to 4.0358e-05)"
+    assert repr(VPDiscrete(betas())) == "VPDiscrete(1000 levels, alpha^2 0.9999 to 4.03583e-05)"

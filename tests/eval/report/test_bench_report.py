@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from fewstep.eval.bench import PublishedConfig, run_bench
 from fewstep.eval.report import write_report
-from fewstep.eval.report.bench_report import is_about
+from fewstep.eval.report.panel import is_about
 from PIL import Image
 
 from ..bench.fakes import config, model, ready
