@@ -123,6 +123,6 @@ def provenance(ready: Contestant) -> dict[str, Any]:
 
 def between_halves(members: Tensor | None) -> float | None:
     """The Frechet distance between halves of the real images: what sampling makes of zero."""
-    if members is None or len(members) <= 2 * members.shape[1]:
+    if members is None or len(members) < 2 * members.shape[1] + 2:
         return None
     return float(np.mean(half_split_distances(members, HALVES)))

@@ -12,6 +12,7 @@ from fewstep.cli import bench as command
 from fewstep.eval.bench import runner
 from fewstep.storage import read_json, write_json
 
+from ..eval.models import tiny
 from .typed import environment, run, wide  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
@@ -244,3 +245,16 @@ def test_what_cannot_be_is_said_before_real_images_are_read(
     text = run("bench", bench_file, "--model", model, "--out", tmp_path, *arguments, code=2)
     assert message in text
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_dry_run_asks_the_model_what_it_can_do(bench_file, tmp_path):
+    tiny.ddpm().save_pretrained(tmp_path / "free")
+    options = ("bench", bench_file, "--model", tmp_path / "free", "--dry-run")
+    assert "All of this" in run(*options)
+    said = run(*options, "--guidance", 2, code=2)
+    assert "guidance 2: free has no classes" in " ".join(said.split())
+
+
+def test_other_data_take_the_place_of_statistics():
+    values = {"models": [{"id": "a", "statistics": "old.npz"}]}
+    assert command.with_model(values, None, "new")["models"] == [{"id": "a", "data": "new"}]

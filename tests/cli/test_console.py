@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+
 import pytest
 from fewstep.cli import app, console
 from fewstep.storage import version_of
@@ -51,3 +53,22 @@ def test_the_version():
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0
     assert result.output == f"fewstep {version_of('fewstep')}\n"
+
+
+def test_a_part_of_another_size_is_another_part(told):
+    told(0, 0, 10)
+    assert told(10, 5, 10) == ""
+    assert told(50, 6, 1000) == ""
+    assert told(90, 46, 1000) == "work: 5%, 954 s left, part"
+
+
+def test_a_request_to_end_is_afterwards_what_it_was_before():
+    def mine(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        assert CliRunner().invoke(app, ["solvers"]).exit_code == 0
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -208,7 +208,9 @@ def test_jpeg_files_are_warned_of_beside_the_numbers(sides, tmp_path):
     told = run(*arguments)
     assert "JPEG" in told.stderr
     assert "JPEG" not in told.stdout
-    assert json.loads(run(*arguments, "--json").stdout)["lossy"] is True
+    told = run(*arguments, "--json")
+    assert json.loads(told.stdout)["lossy"] is True
+    assert "JPEG" not in told.stderr
 
 
 def test_the_doctor_is_always_well():
@@ -221,7 +223,7 @@ def test_the_doctor_is_always_well():
 
 def test_options_about_images_are_refused_for_statistics(sides, tmp_path):
     run("stats", sides / "b.npz", *DIGITS, "--out", tmp_path / "b.npz")
-    for option in ("--members", "--size"):
-        said = refused("stats", tmp_path / "b.npz", option, 8, "--out", tmp_path / "c.npz")
+    for option, value in (("--members", 8), ("--size", 8), ("--option", "channels=1")):
+        said = refused("stats", tmp_path / "b.npz", option, value, "--out", tmp_path / "c.npz")
         assert f"{option} is about images" in said
     assert not (tmp_path / "c.npz").exists()

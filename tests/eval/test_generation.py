@@ -212,3 +212,15 @@ def test_a_model_without_classes(tmp_path):
         generate(tmp_path / "b", model=exact(classes=None), labels=1)
     with pytest.raises(ValueError, match="guidance 2: exact has no classes to guide"):
         generate(tmp_path / "c", model=exact(classes=None), guidance=2.0)
+
+
+def test_force_leaves_no_shard_of_other_settings(tmp_path):
+    generate(tmp_path, count=12)
+    generate(tmp_path, count=6, nfe=5, force=True)
+    assert {path.name[:8] for path in (tmp_path / "shards").iterdir()} == {"00000000", "00000005"}
+
+
+def test_what_is_done_is_not_counted_as_left(tmp_path, shared):
+    in_two(tmp_path, count=10)
+    for _, told in in_two(tmp_path, count=20):
+        assert told[-1][:2] == (5 * 4, 5 * 4)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from fewstep.eval import shards
 from fewstep.eval.images import quantise
-from fewstep.eval.models import in_batches
+from fewstep.eval.models import Draw, in_batches
 from fewstep.eval.processes import ALONE, Processes
 from fewstep.eval.shards import NotFinite, collect, outstanding, run_job
 from PIL import Image
@@ -413,3 +414,70 @@ def test_sampling_is_in_full_float32(tmp_path):
     finally:
         torch.backends.cudnn.allow_tf32 = before
     assert seen == [False] * 3
+
+
+TARGET = {"target": torch.zeros(8, *SHAPE), "target_key": "t", "target_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost", "changes"),
+    [
+        ("npz", False, {"keep": "samples"}),
+        ("npz", False, {"keep": "npz", **TARGET}),
+        ("npz", True, {"keep": "npz"}),
+        ("samples", True, {"keep": "samples"}),
+    ],
+)
+def test_what_is_exact_is_not_made_of_what_was_rounded(tmp_path, kept, lost, changes):
+    run_job(job(8, keep=kept), tmp_path)
+    if lost:
+        (tmp_path / "00000000.facts.npz").unlink()
+    more = job(8, **changes)
+    assert_same(run(more, tmp_path), run(more, tmp_path / "whole"))
+
+
+def test_features_belong_to_their_samples(tmp_path):
+    run_job(job(8), tmp_path)
+    ones = job(8, draw=Draw(range(8), torch.ones(8, dtype=torch.long)))
+    assert_same(run(ones, tmp_path), run(ones, tmp_path / "whole"))
+
+
+def test_nothing_is_to_be_sampled_where_images_were_kept(tmp_path):
+    assert [work.samples for work in outstanding(job(20), tmp_path)] == [8, 8, 4]
+    run_job(job(20, keep="npz", extractors=()), tmp_path)
+    assert [work.samples for work in outstanding(job(20, keep="npz"), tmp_path)] == [0, 0, 0]
+
+
+def test_pngs_are_looked_for_where_they_are(tmp_path):
+    own = job(8, keep="png")
+    run_job(own, tmp_path / "shards", pictures=tmp_path)
+    assert outstanding(own, tmp_path / "shards", tmp_path) == []
+    assert len(outstanding(own, tmp_path / "shards")) == 1
+
+
+@pytest.mark.parametrize("bad", [(), (10,)])
+def test_processes_meet_before_the_first_writes_and_twice_at_the_end(tmp_path, bad):
+    files = []
+    meeting = Processes(wait=lambda: files.append(len(list(tmp_path.iterdir()))))
+    with pytest.raises(NotFinite) if bad else nullcontext():
+        run_job(job(20, spoilt(*bad)), tmp_path, processes=meeting)
+    whole = len(list(tmp_path.iterdir()))
+    assert files == [0, whole, whole]
+
+
+def test_few_batches_wait_for_slow_features(tmp_path):
+    class Slow(Means):
+        def forward(self, images):
+            time.sleep(0.02)
+            done.append(len(images))
+            return super().forward(images)
+
+    def act(images, draw):
+        waiting.append(next(made) - len(done))
+        return images
+
+    done, waiting, made = [], [], count()
+    slow = means(network=Slow())
+    run_job(job(30, Altered(exact(), act), shard_size=30, extractors=(slow,)), tmp_path)
+    assert len(waiting) == 10
+    assert max(waiting) <= shards.AHEAD

@@ -131,3 +131,7 @@ def test_all_packaged_runs_are_legal(tmp_path, monkeypatch):
     names = [path.stem for path in configs.find("bench", "mnist").parent.glob("*.yaml")]
     assert len(names) == 5
     assert all(packaged(name).name == name for name in names)
+
+
+def test_nodes_are_placed_uniformly_unless_said_otherwise():
+    assert BenchConfig(name="a", solvers=["ddim"], nfe=[3]).spacings == ("uniform",)

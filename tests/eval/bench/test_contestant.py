@@ -48,3 +48,12 @@ def test_the_resize_behind_a_foreign_file_can_be_said(tmp_path, convention):
     inception = replace(rows(), name="inception")
     found = real_images(asked, inception, tmp_path, 10, silent)
     assert found.facts["resize"] == f"{convention} to 299"
+
+
+def test_statistics_of_two_options_of_an_extractor_stand_side_by_side(tmp_path):
+    np.savez(tmp_path / "images.npz", arr_0=data()[:60].permute(0, 2, 3, 1).numpy())
+    asked = ModelConfig(id="m", data=str(tmp_path / "images.npz"))
+    for layer in ("means", "sums", "means"):
+        found = real_images(asked, replace(rows(), facts={"layer": layer}), tmp_path, 10, silent)
+        assert found.facts["layer"] == layer
+    assert len(list((tmp_path / "statistics").iterdir())) == 2

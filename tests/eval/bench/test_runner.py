@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from fewstep import noise, schedules
-from fewstep.eval.bench import run_bench
+from fewstep.eval.bench import run_bench, runner
 from fewstep.eval.models import NetworkModel
+from fewstep.eval.processes import Processes
 
 from .fakes import SPREAD, ExactNoise, config, endpoint, model, ready
 
@@ -342,3 +345,46 @@ def test_the_frechet_distance_of_converged_samples_is_that_of_the_law(tmp_path):
     # Two sets of 600 of one law: means of rows have variance s^2 / 4 + that of the class means.
     assert SPREAD**2 / 4 > found["value"] > 0
     assert found["value"] < 5 * found["error"] + 0.02
+
+
+def test_another_reference_is_another_error(tmp_path):
+    for keep in ("none", "features"):
+        settings = [config(**(SMALL | {"keep": keep, "reference": {"steps": n}})) for n in (5, 40)]
+        one, other = (rmse(run(each, tmp_path / keep)) for each in settings)
+        assert one["ddim-004"] != other["ddim-004"]
+
+
+def test_what_is_known_of_a_reference_is_of_its_check_and_its_data(tmp_path):
+    def record(check, members):
+        settings = config(**(SMALL | {"reference": {"steps": 20, "check": check}}))
+        prepared = ready(model(), ("kernel",), members=members)
+        (target,) = run_bench(settings, tmp_path, lambda asked: prepared).targets.values()
+        return target.record
+
+    first, check, data = record("dpmpp-3m", 500), record("ddim", 500), record("dpmpp-3m", 50)
+    assert check["rmse_to_check"] > first["rmse_to_check"] == data["rmse_to_check"]
+    assert check["values"] == first["values"] != data["values"]
+
+
+@pytest.mark.parametrize(("keep", "files"), [("npz", 2), ("png", 40), ("none", 0)])
+def test_images_stay_where_they_are_to_be_kept(tmp_path, keep, files):
+    run(config(**SMALL, keep=keep), tmp_path)
+    pattern = {"png": "**/*.png"}.get(keep, "*.pixels.npz")
+    assert len(list((tmp_path / "shards").glob(f"ddim*/{pattern}"))) == files
+
+
+def test_each_process_says_how_far_it_is_with_its_own_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "check_shared", lambda folder, processes: None)
+    barrier = threading.Barrier(2, timeout=30)
+
+    def one(rank):
+        told = []
+        processes = Processes(rank, 2, barrier.wait)
+        run(config(**SMALL), tmp_path, progress=lambda *at: told.append(at), processes=processes)
+        return told[-1][:2]
+
+    with ThreadPoolExecutor(2) as pool:
+        (done, total), (others, whole) = pool.map(one, range(2))
+    # A shard of the cell and of the reference each, and the check is the first one's.
+    assert (done, others) == (20 * (4 + 20) + 6 * 20, 20 * (4 + 20))
+    assert (total, whole) == (done, others)

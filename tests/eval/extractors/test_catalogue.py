@@ -43,3 +43,9 @@ def test_anything_else_lists_the_names(tmp_path):
     assert all(name in str(caught.value) for name in EXTRACTORS)
     with pytest.raises(ValueError, match="nor a file at that path"):
         extractor(str(tmp_path))
+
+
+def test_the_path_of_an_exported_network_is_no_option(tmp_path):
+    (path := tmp_path / "flat.pt").touch()
+    with pytest.raises(ValueError, match="has no option 'path'; there is size, mean"):
+        extractor(str(path), path="other.pt")

@@ -95,3 +95,8 @@ def test_other_blocks_do_not_pair():
     a = Estimate(1.0, np.ones(2), np.array([3.0, 4]))
     with pytest.raises(ValueError, match=r"\[3, 4\] and \[4, 3\]"):
         difference(a, Estimate(1.0, np.ones(2), np.array([4.0, 3])))
+
+
+def test_what_is_not_known_is_none_in_the_summary():
+    alone = Estimate(1.0, np.array([]), np.array([]))
+    assert alone.summary == {"value": 1.0, "error": None, "corrected": None}

@@ -104,11 +104,11 @@ def test_what_the_hub_does_not_have(monkeypatch):
 
     def missing(*arguments, **options):
         assert options["use_safetensors"] is True
-        raise OSError("no such repository")
+        raise OSError("no such repository (see `revision`)")
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", missing)
     with pytest.raises(
-        FileNotFoundError, match=r"no model 'no/such': not one of mnist.*repository"
+        FileNotFoundError, match=r"no model 'no/such': not one of mnist.*repository$"
     ):
         load_model("no/such")
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from fewstep.eval.bench import PublishedConfig, run_bench
-from fewstep.eval.report import write_report
-from fewstep.eval.report.panel import is_about
+from fewstep.eval.report import quantities, write_report
+from fewstep.eval.report.bench_report import notes, to_json
+from fewstep.eval.report.panel import is_about, lines
 from PIL import Image
 
 from ..bench.fakes import config, model, ready
@@ -157,3 +159,21 @@ def test_a_run_without_any_result_has_a_report(tmp_path):
     run = run_bench(config(), tmp_path, lambda asked: ready(), interrupt)
     write_report(run)
     assert "INCOMPLETE: 9 cells" in (tmp_path / "report.md").read_text()
+
+
+def test_models_that_a_run_did_not_come_to_are_missing(finished):
+    stopped = replace(finished, unseen=("b",))
+    assert "INCOMPLETE: all of b missing; the same command goes on." in notes(stopped)
+    assert to_json(stopped)["complete"] is False
+
+
+def test_a_bias_is_spoken_of_where_there_is_a_distance(finished):
+    without = replace(finished, config=finished.config.model_copy(update={"metrics": ()}))
+    assert "are biased upwards" in " ".join(notes(finished))
+    assert "are biased upwards" not in " ".join(notes(without))
+
+
+def test_a_floor_is_drawn_once_for_all_repeats(tmp_path):
+    run = run_bench(config(nfe=[4], seeds=[0, 40]), tmp_path, lambda asked: ready())
+    for quantity in quantities([result.record for result in run.results])[:2]:
+        assert len(list(lines(run, "", quantity))) == 1

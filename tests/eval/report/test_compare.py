@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from fewstep.eval.report import compare, load_results
+from fewstep.eval.report import compare, load_results, quantities
+from fewstep.eval.report.tables import gap
 
 from .records import estimate, record
 
@@ -56,3 +57,23 @@ def test_results_are_found_in_a_folder(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ValueError, match=r"not the results\.json"):
         load_results(tmp_path)
+
+
+def test_a_difference_is_the_second_minus_the_first():
+    (_, table), *_ = compare(run(1.0), run(3.0, replicates=1))
+    assert table.head[-1] == "B - A"
+    assert table.rows[0][-1].startswith("2.0")
+
+
+def test_two_standard_errors_of_the_difference_stand_out():
+    (a,), (b,) = (run(1.0, replicates=seed)["cells"] for seed in (0, 1))
+    _, error = gap(b, a, quantities([a])[0])
+    for times, bold in ((1.5, frozenset()), (2.5, {(0, 3)}), (-2.5, {(0, 3)})):
+        (_, table), *_ = compare(run(1.0), run(1.0 + times * error, replicates=1))
+        assert table.bold == bold
+
+
+def test_a_quantity_of_one_run_only_has_no_table():
+    a, b = run(1.0), run(2.0)
+    a["cells"][0]["values"]["recall/rows-4"] = a["cells"][0]["values"][KEY]
+    assert len(compare(a, b)) == len(compare(b, a)) == 2

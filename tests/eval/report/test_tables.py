@@ -115,6 +115,8 @@ def test_agreement_with_a_paper():
     ]
     usual = published.model_copy(update={"images": 50_000})
     assert agreement(records, usual, KEY).rows[0][-1] == "not of 50,000 images"
+    decisive = published.model_copy(update={"images": None})
+    assert agreement(records, decisive, KEY).rows == rows
 
 
 def test_the_csv_has_a_line_for_each_cell():
