@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import samplers, schedules
-from .samplers import State, Tableau, advance, build, initial, noise, sample
+from .samplers import State, Tableau, advance, build, fit, initial, noise, sample
 from .schedules import Grid, grid
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "TableauScheduler",
     "advance",
     "build",
+    "fit",
     "grid",
     "initial",
     "integrations",

@@ -18,6 +18,7 @@ from .executor import (
     initial,
     sample,
 )
+from .fit import fit
 from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
@@ -52,6 +53,7 @@ __all__ = [
     "dpm_singlestep",
     "dpmpp_sde",
     "exact",
+    "fit",
     "from_diffusers",
     "from_diffusers_config",
     "guidance",

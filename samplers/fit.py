@@ -1,0 +1,137 @@
+"""A table fitted in closed form to the trajectories of a better sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schedules import Grid
+from .executor import Denoiser, State, sample
+from .registry import build
+from .tableau import Tableau
+
+# Steps of the teacher within one of the student's.
+SUBSTEPS = 8
+TEACHER = "unipc-3"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Some samples: their denoiser, their noise z, and where a teacher is at nodes 1 to N.
+
+    `z` is [B, ...] of unit variance, `states` N tensors like it. A run begins at sigma[0] z; the
+    teacher may have begun earlier.
+    """
+
+    denoiser: Denoiser
+    z: Tensor
+    states: Sequence[Tensor]
+
+
+def fit(
+    denoiser: Denoiser,
+    grid: Grid,
+    x: Tensor,
+    *,
+    base: str = TEACHER,
+    substeps: int = SUBSTEPS,
+    ridge: float = 1e-6,
+) -> Tableau:
+    """The table on `grid` whose states are nearest to a teacher's, row by row; no gradients.
+
+    Row n minimises, over c and w and summed over all samples and pixels,
+
+        |c x[n] + sum_{k<=n} w[k] m[k] - x*[n+1]|^2,   m[k] = denoiser(x[k], node k),
+
+    along its own trajectory x[0], .., x[n], where x* is the teacher's: `base` with `substeps` steps
+    in place of one. A row has n + 2 numbers and the equations are linear, so that a hundred samples
+    are enough, and what it costs are the network evaluations: B N (substeps + 1).
+
+    Parameters
+    ----------
+    denoiser
+        Any callable (x, node) -> x0, see `denoiser`; with guidance or without.
+    grid
+        Of the table; it must know its schedule, for the teacher's nodes in between.
+    x
+        States at node 0, [B, ...]; see `noise`.
+    base
+        The solver of the teacher, and, on `grid`, what the fit is drawn to by `ridge`, relative to
+        each feature's power.
+
+    The family is that of Shaul et al. 2024, "Bespoke Non-Stationary Solvers", proposition 3.1;
+    there and in Oganov et al. 2025, "Generalized Adversarial Solver", gradient descent finds the
+    numbers. Raises ValueError for a stochastic base, and a
+    grid without a schedule, or with stages.
+    """
+    states = teacher_states(denoiser, grid, x, base, substeps)
+    batch = Trajectories(denoiser, x / float(grid.sigma[0]), states)
+    return fit_rows([batch], grid, base=base, ridge=ridge)
+
+
+def teacher_states(
+    denoiser: Denoiser, grid: Grid, x: Tensor, solver: str = TEACHER, substeps: int = SUBSTEPS
+) -> list[Tensor]:
+    """The states of `solver` at nodes 1 to N of `grid`, with `substeps` steps to each of them."""
+    table = build(solver, refined(grid, substeps))
+    if table.stochastic:
+        raise ValueError(f"a teacher must be deterministic, and {solver} draws noise")
+    states: list[Tensor] = []
+
+    def record(state: State, x0: Tensor | None) -> None:
+        states.append(state.x)
+
+    with torch.no_grad():
+        sample(denoiser, table, x, callback=record)
+    return states[table.grid.nfe // grid.nfe - 1 :: table.grid.nfe // grid.nfe]
+
+
+def refined(grid: Grid, substeps: int) -> Grid:
+    """The grid with every step cut into `substeps`, evenly in time."""
+    if substeps < 1:
+        raise ValueError(f"substeps must be at least 1, not {substeps}")
+    if grid.stage.any():
+        raise ValueError("a grid with stages inside its steps cannot be cut further")
+    parts = np.linspace(0, 1, substeps, endpoint=False)
+    times = grid.time[:-1, None] + parts * np.diff(grid.time)[:, None]
+    whole = np.append(times.reshape(-1), grid.time[-1])
+    return Grid.from_times(grid.require_schedule(), whole)
+
+
+def fit_rows(
+    batches: Sequence[Trajectories], grid: Grid, *, base: str = TEACHER, ridge: float = 1e-6
+) -> Tableau:
+    """The rows of `fit` from any number of batches of trajectories."""
+    start = build(base, grid).in_basis("x0")
+    n = grid.nfe
+    carry, weights = np.zeros(n), np.zeros((n, n))
+    features = [[batch.z * float(grid.sigma[0])] for batch in batches]
+    for row in range(n):
+        prior = torch.tensor([start.carry[row], *start.weights[row, : row + 1]])
+        gram, right = torch.zeros(row + 2, row + 2).double(), torch.zeros(row + 2).double()
+        for known, batch in zip(features, batches, strict=True):
+            with torch.no_grad():
+                known.append(batch.denoiser(known[0], grid.nodes[row]).to(known[0].dtype))
+            columns = torch.stack([each.double().flatten() for each in known])
+            target = batch.states[row].double().flatten() - prior.to(columns) @ columns
+            gram += (columns @ columns.T).cpu()
+            right += (columns @ target).cpu()
+        found = prior + solved(gram, right, ridge)
+        carry[row], weights[row, : row + 1] = found[0], found[1:]
+        for known in features:
+            known[0] = sum((c * each for c, each in zip(found.tolist(), known, strict=True)))
+    count = sum(len(batch.z) for batch in batches)
+    return Tableau(
+        grid, carry, weights, name=f"fitted-{n}", meta={"fitted": {"base": base, "samples": count}}
+    )
+
+
+def solved(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """The minimum of d^T gram d - 2 right d + ridge d^T diag(gram) d."""
+    scale = gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).sqrt()
+    even = gram / scale / scale[:, None] + ridge * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(even, right / scale) / scale
