@@ -16,7 +16,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
 
 # Lower floors first; a floor imports only from itself and from floors below it.
-FLOORS = ("storage", "configs", "schedules", "samplers", "integrations", "zoo", "eval", "cli")
+FLOORS = (
+    "storage",
+    "configs",
+    "schedules",
+    "samplers",
+    "integrations",
+    "training",
+    "zoo",
+    "eval",
+    *("distill", "cli"),
+)
 MODULES = [
     path
     for package in PROJECT["tool"]["setuptools"]["packages"]

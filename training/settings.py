@@ -1,0 +1,79 @@
+"""How a training runs, by the names of diffusers' scripts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+Rate = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+]
+
+
+class TrainingSettings(BaseModel):
+    """How a training runs.
+
+    A step takes `train_batch_size` samples in each process and each of
+    `gradient_accumulation_steps` parts; which ones depends on the seed and the step alone.
+    `resume_from_checkpoint` is "latest" (go on if there is something to go on from), "never" (start
+    anew), or the path of a checkpoint. `report_to` names trackers of accelerate beside
+    metrics.jsonl, which is always written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: NonNegativeInt = 0
+    max_train_steps: PositiveInt = 1000
+    train_batch_size: PositiveInt = 16
+    gradient_accumulation_steps: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    learning_rate: PositiveFloat = 1e-3
+    lr_scheduler: Rate = "cosine"
+    lr_warmup_steps: NonNegativeInt = 0
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_weight_decay: NonNegativeFloat = 0.0
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    use_ema: bool = False
+    ema_max_decay: float = Field(0.999, ge=0, lt=1)
+    validation_steps: PositiveInt = 100
+    checkpointing_steps: PositiveInt = 500
+    checkpoints_total_limit: PositiveInt | None = 2
+    resume_from_checkpoint: str = "latest"
+    report_to: tuple[str, ...] = ()
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def one_or_many(cls, value: Any) -> Any:
+        """Accept `tensorboard` for `[tensorboard]`, and none for `[]`."""
+        if value in (None, "none"):
+            return ()
+        return (value,) if isinstance(value, str) else value
+
+
+# What may change when a training goes on: it decides how it is kept, and not what comes out.
+FREE = (
+    "gradient_checkpointing",
+    "validation_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "report_to",
+)
