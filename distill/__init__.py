@@ -1,0 +1,7 @@
+"""Samplers that learn from better ones."""
+
+from .gauss_newton import refine
+from .nodes import place
+from .teacher import Teacher, teach
+
+__all__ = ["Teacher", "place", "refine", "teach"]
