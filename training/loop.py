@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import (
     BEST,
@@ -132,9 +133,9 @@ class Run:
         )
         # Scales the loss where the precision asks for it.
         self.optimizer: Any = accelerator.prepare(self.adam)
-        decay = get_ema_multi_avg_fn(settings.ema_max_decay)
-        self.average = AveragedModel(self.module, multi_avg_fn=decay) if settings.use_ema else None
-        self.factor = rate(settings, self.adam)
+        mix = partial(averaging, settings.ema_max_decay)
+        self.average = AveragedModel(self.module, multi_avg_fn=mix) if settings.use_ema else None
+        self.factor = task.rate or rate(settings, self.adam)
         kept = settings.model_dump(mode="json", exclude=set(FREE))
         world = {"processes": accelerator.num_processes}
         self.facts = {"settings": kept, "task": dict(task.facts), **world}
@@ -251,6 +252,16 @@ class Run:
             restore_module(self.module, load_file(self.folder / BEST), str(self.folder / BEST))
         elif self.average is not None:
             self.module.load_state_dict(self.average.module.state_dict())
+
+
+@torch.no_grad()
+def averaging(most: float, average: Any, newest: Any, count: Any) -> None:
+    """average <- d average + (1 - d) newest with d = min(`most`, (1 + n) / (10 + n)), in place.
+
+    The ramp lets early averages forget the parameters that it began with.
+    """
+    decay = min(most, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(average, newest, 1 - decay)
 
 
 def averaged(accelerator: Accelerator, value: Tensor) -> Tensor:

@@ -45,14 +45,14 @@ class TrainingSettings(BaseModel):
     learning_rate: PositiveFloat = 1e-3
     lr_scheduler: Rate = "cosine"
     lr_warmup_steps: NonNegativeInt = 0
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_weight_decay: NonNegativeFloat = 0.0
     adam_epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     use_ema: bool = False
-    ema_max_decay: float = Field(0.999, ge=0, lt=1)
+    ema_max_decay: float = Field(default=0.999, ge=0, lt=1)
     validation_steps: PositiveInt = 100
     checkpointing_steps: PositiveInt = 500
     checkpoints_total_limit: PositiveInt | None = 2

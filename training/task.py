@@ -29,6 +29,8 @@ class Task:
         and the last parameters are the result.
     preview
         preview(module, path) draws a picture of how far it is.
+    rate
+        rate(step) is the factor of the learning rate, instead of that of `lr_scheduler`.
     facts
         What the training depends on besides its settings, as JSON values; it does not go on from a
         checkpoint of others.
@@ -38,4 +40,5 @@ class Task:
     loss: Callable[[Module, int, int, int], Tensor]
     validate: Callable[[Module], Mapping[str, float]] | None = None
     preview: Callable[[Module, Path], None] | None = None
+    rate: Callable[[int], float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)

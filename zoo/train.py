@@ -1,21 +1,18 @@
-"""Training of the bundled denoiser: noise prediction, label dropout, EMA, atomic resume."""
+"""Training of the bundled denoiser: noise prediction with label dropout."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from rich.console import Console
 from torch import Tensor, nn
 
+from ..training import Task, TrainingSettings, accelerator_for, train
 from . import data as datasets
 
 
@@ -140,99 +137,49 @@ def keep_scale(network: UNet2DModel, x_t: Tensor, t: Tensor, labels: Tensor, rat
     norm.weight *= (1 + ratio**2) ** 0.5
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write `state` so that an interruption leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
 def train_denoiser(
     config: TrainConfig,
     out: Path,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> Path:
-    """Train the network of `config` and save it as a diffusers pipeline folder at `out`.
+    """Train the network of `config` and save it as a diffusers pipeline folder at `out`/model.
 
-    `out/checkpoint.pt` is rewritten every `checkpoint_every` steps and on Ctrl-C, and is continued
-    from when it exists. The batches depend on (seed, step) only, so a resumed run sees the same
-    data as an uninterrupted one. `progress(done, total, text)` is called after every step.
+    Resumed, on several processes or not, as `training.train` says: every process draws the whole
+    batch of a step, and takes its share of it.
     """
-    accelerator = Accelerator()
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if config.batch_size % world:
-        raise ValueError(f"batch_size {config.batch_size} does not divide by {world} processes")
-    set_seed(config.seed)
+    settings = TrainingSettings(
+        seed=config.seed,
+        max_train_steps=config.steps,
+        train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        adam_weight_decay=1e-3,
+        use_ema=True,
+        ema_max_decay=config.ema_decay,
+        checkpointing_steps=config.checkpoint_every,
+    )
+    accelerator = accelerator_for(settings, out)
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide by {accelerator.num_processes} "
+            "processes"
+        )
     images, labels = getattr(datasets, config.data)()
+    torch.manual_seed(config.seed)
     network = UNet2DModel(**config.network)
     scheduler = DDPMScheduler(**config.noise)
     x0, y, t, eps = draw_batch(config, 0, images, labels, scheduler)
     keep_scale(network, scheduler.add_noise(x0, eps, t), t, y, config.keep_scale)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-3)
-    # The decay ramps up as (1 + n) / (10 + n), so that early averages forget the random weights.
-    ema = EMAModel(network.parameters(), decay=config.ema_decay, use_ema_warmup=False)
-    network, optimizer = accelerator.prepare(network, optimizer)
-    ema.to(accelerator.device)
-    checkpoint = out / "checkpoint.pt"
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        accelerator.unwrap_model(network).load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        ema.to(accelerator.device)
-        first = state["step"]
-        if accelerator.is_main_process:
-            Console(stderr=True).print(f"resuming {checkpoint} at step {first}")
 
-    def save(step: int) -> None:
-        if not accelerator.is_main_process:
-            return
-        state = {
-            "step": step,
-            "network": accelerator.unwrap_model(network).state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema": ema.state_dict(),
-        }
-        save_atomically(state, checkpoint)
+    def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
+        batch = draw_batch(config, step, images, labels, scheduler)
+        x0, y, t, eps = (item[part::parts].to(accelerator.device) for item in batch)
+        return denoising_loss(module, scheduler, x0, y, t, eps, config.loss_cap)
 
-    running = 0.0
-    # Steps that network, optimizer and EMA have all seen; None in the moment when they differ.
-    done: int | None = first
-    try:
-        for step in range(first, config.steps):
-            batch = draw_batch(config, step, images, labels, scheduler)
-            # Every process draws the whole batch and takes its share of it.
-            x0, y, t, eps = (item[rank::world].to(accelerator.device) for item in batch)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(step, config)
-            with accelerator.autocast():
-                loss = denoising_loss(network, scheduler, x0, y, t, eps, config.loss_cap)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient is not finite at step {step}; the last good state is "
-                    f"{checkpoint}: lower the learning rate and run the same command to continue"
-                )
-            done = None
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(network.parameters())
-            done = step + 1
-            share = max(0.01, 1 / (done - first))
-            running += share * (loss.item() - running)
-            progress(done, config.steps, f"loss {running:.4f}")
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                save(done)
-    except KeyboardInterrupt:
-        if done is not None:
-            save(done)
-        raise
-    result = accelerator.unwrap_model(network)
-    ema.copy_to(result.parameters())
+    # What else the settings decide is known by their names.
+    said = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    task = Task(network, loss, rate=partial(learning_rate_factor, config=config), facts=said)
+    train(task, settings, out, accelerator, progress)
     if accelerator.is_main_process:
-        DDPMPipeline(unet=result, scheduler=scheduler).save_pretrained(out / "model")
+        DDPMPipeline(unet=network.eval(), scheduler=scheduler).save_pretrained(out / "model")
     accelerator.wait_for_everyone()
     return out / "model"

@@ -134,6 +134,29 @@ def test_without_validation_the_last_is_the_result_or_the_average(tmp_path):
     assert frozen == pytest.approx(weights(network()), abs=1e-7)
 
 
+def test_the_average_forgets_where_it_began(tmp_path):
+    """d = (1 + n) / (10 + n) at first: ten steps weigh the start by a millionth at most."""
+    given = task(validate=None, dropout=0.0)
+    with torch.no_grad():
+        given.module[0].bias.fill_(1e3)
+    begun = given.module[0].bias.clone()
+
+    def loss(module, step, part, parts):
+        with torch.no_grad():
+            module[0].bias.copy_(begun if step == 0 else torch.zeros(8))
+        return task().loss(module, step, part, parts)
+
+    free = Task(given.module, loss)
+    run(tmp_path, free, use_ema=True, ema_max_decay=0.9999, learning_rate=1e-9)
+    assert given.module[0].bias.abs().max() < 2.0
+
+
+def test_a_task_may_bring_its_own_rate(tmp_path):
+    run(tmp_path, task(rate=lambda step: 1.0 / (1 + step)), learning_rate=0.5)
+    found = [entry["learning_rate"] for entry in read(tmp_path)]
+    assert found == [0.5 / (1 + step) for step in range(12)]
+
+
 def test_how_often_it_is_validated_changes_nothing(tmp_path):
     def validate(module):
         torch.randn(7)
