@@ -12,6 +12,7 @@ from rich.table import Table
 from .. import samplers, schedules
 from ..eval.report import save_figure
 from ..samplers import picture
+from ..samplers.family import within
 from . import console
 from .app import app
 from .console import Nfe, print_table
@@ -27,7 +28,7 @@ SCHEDULES: dict[str, schedules.Schedule] = {
 
 @app.command()
 def show(
-    solver: Annotated[str, typer.Argument(help="See `fewstep solvers`.")],
+    solver: Annotated[str, typer.Argument(help="See `fewstep solvers`; or a .json of tables.")],
     nfe: Nfe = 8,
     schedule: Annotated[str, typer.Option(help=", ".join(SCHEDULES))] = "discrete",
     spacing: Annotated[
@@ -48,7 +49,10 @@ def show(
         raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     law = SCHEDULES[schedule]
     rule = spacing or ("lam" if law.lam(law.t_max) > -float("inf") else "uniform")
-    table = samplers.build_within(solver, nfe, lambda steps: schedules.grid(law, steps, rule))
+    if solver.endswith(".json"):
+        table = within(samplers.load_family(solver), nfe)
+    else:
+        table = samplers.build_within(solver, nfe, lambda steps: schedules.grid(law, steps, rule))
     rows = tableau_rows(table)
     title = f"{table.name}: NFE {table.nfe}, outputs as {table.basis}"
     print_table(title, *rows)

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from .. import samplers
+from ..samplers.family import within
 from ..schedules import Grid, Schedule, VPLinear, grid
 
 # A misspelt key is an error.
@@ -123,7 +124,17 @@ class ExtractorConfig(BaseModel):
 def table_within(
     schedule: Schedule, solver: SolverConfig, nfe: int, spacing: str, end: End
 ) -> samplers.Tableau:
-    """The table of one solver that spends `nfe`, or the most below that it can."""
+    """The table of one solver that spends `nfe`, or the most below that it can.
+
+    Of a file of tables it is one of those; ValueError if they are of another noise schedule.
+    """
+    if solver.name.endswith(".json"):
+        table = within(samplers.load_family(solver.name), nfe)
+        if table.grid.schedule != schedule:
+            raise ValueError(
+                f"{solver.name} has tables of {table.grid.schedule}, not of {schedule}"
+            )
+        return table.renamed(Path(solver.name).stem)
     law = schedule
     if solver.law == "vp":
         law = VPLinear.between(*(float(schedule.nsr(t)) for t in (schedule.t_min, schedule.t_max)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..samplers import Tableau
+from ..samplers import Tableau, load_family
 from .families import FAMILIES
 from .keys import NODE_KEYS, replaced_keys
 from .placement import sigma_spacing
@@ -33,8 +33,8 @@ def use(
     Parameters
     ----------
     solver
-        A name of `samplers.solvers()`; or a table, the path of one (also as text that ends in
-        .json), or a mapping from numbers of evaluations to such.
+        A name of `samplers.solvers()`; or a table, the path of one or of a family (also as text
+        that ends in .json), or a mapping from numbers of evaluations to tables or paths.
     spacing
         A name of `schedules.SPACINGS` in place of the nodes.
     nfe
@@ -55,6 +55,10 @@ def use(
     chosen = {**keys, **{k: v for k, v in (("spacing", spacing), ("nfe", nfe)) if v is not None}}
     if isinstance(solver, str) and not solver.endswith(".json"):
         chosen["solver"] = solver
+    elif isinstance(solver, str | Path):
+        found = load_family(solver)
+        tables = {str(table.grid.nfe): table.to_dict() for table in found.values()}
+        chosen["tableau"] = tables if len(tables) > 1 else next(iter(tables.values()))
     elif isinstance(solver, Mapping) and "weights" not in solver:
         chosen["tableau"] = {str(rows): written(table) for rows, table in solver.items()}
     else:

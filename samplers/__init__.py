@@ -18,6 +18,7 @@ from .executor import (
     initial,
     sample,
 )
+from .family import load_family, save_family
 from .fit import fit
 from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
@@ -61,12 +62,14 @@ __all__ = [
     "initial",
     "ipndm",
     "lcm",
+    "load_family",
     "noise",
     "pndm",
     "random_labels",
     "rho_rk",
     "sa",
     "sample",
+    "save_family",
     "sde_dpm",
     "solver",
     "solvers",

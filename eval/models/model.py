@@ -54,7 +54,8 @@ class NetworkModel:
 
     `denoiser` gives the denoiser for a batch with these labels, and for None that of no class in
     particular; `decode` maps samples to images, for networks of latents. `facts` is what decides
-    the samples besides weights and table, such as what the network predicts.
+    the samples besides weights and table, such as what the network predicts. `scheduler_config` is
+    that of the diffusers scheduler that it came with, if any.
     """
 
     name: str
@@ -65,6 +66,7 @@ class NetworkModel:
     denoiser: Callable[[Tensor | None, int], samplers.Denoiser]
     decode: nn.Module | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_config: Mapping[str, Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -77,16 +79,21 @@ class NetworkModel:
         parts = [self.network] if self.decode is None else [self.network, self.decode]
         return fingerprint(nn.ModuleList(parts), dict(self.facts))
 
-    @torch.no_grad()
-    def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
-        """See `Model`."""
+    def denoiser_of(self, draw: Draw) -> samplers.Denoiser:
+        """The denoiser of a batch, guided if it is to be; ValueError without classes to guide."""
         size = len(draw.seeds)
         labels = None if draw.labels is None else draw.labels.to(self.device)
         denoiser = self.denoiser(labels, size)
-        if draw.guidance != 1:
-            if labels is None:
-                raise ValueError(f"guidance {draw.guidance:g}: {self.name} has no classes to guide")
-            denoiser = samplers.guidance.cfg(denoiser, self.denoiser(None, size), draw.guidance)
+        if draw.guidance == 1:
+            return denoiser
+        if labels is None:
+            raise ValueError(f"guidance {draw.guidance:g}: {self.name} has no classes to guide")
+        return samplers.guidance.cfg(denoiser, self.denoiser(None, size), draw.guidance)
+
+    @torch.no_grad()
+    def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
+        """See `Model`."""
+        denoiser = self.denoiser_of(draw)
         start = samplers.noise(
             table.grid, self.shape, draw.seeds, device=self.device, source=draw.source
         )

@@ -45,7 +45,9 @@ def unet_model(
     facts = {"prediction": prediction, **options}
     if decode is not None:
         facts["scale"] = decode.scale
-    return NetworkModel(name, network, schedule, shape, classes, denoiser, decode, facts)
+    return NetworkModel(
+        name, network, schedule, shape, classes, denoiser, decode, facts, dict(scheduler_config)
+    )
 
 
 def placed(model: NetworkModel, dtype: torch.dtype, device: torch.device | str) -> NetworkModel:
