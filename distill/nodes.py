@@ -14,9 +14,9 @@ from .teacher import Teacher
 
 Progress = Callable[[int, int, str], None]
 # Of the teacher's nodes, where a student may begin: most models waste the first steps on noise.
-STARTS = (0.0, 0.06, 0.12, 0.18, 0.24, 0.3)
+STARTS = (0.0, 0.06, 0.12, 0.18, 0.24)
 # How the rest is spread: powers of an even spacing.
-POWERS = (0.8, 1.0, 1.25)
+POWERS = (1.0, 0.8, 1.25)
 
 
 @dataclass(frozen=True, eq=False)

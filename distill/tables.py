@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from ..eval.models import Draw, NetworkModel, label_rule
 from ..eval.progress import Progress, silent
 from ..eval.settings import SEEDS, STRICT, ModelConfig
 from ..samplers import Tableau
-from ..samplers.fit import Trajectories
+from ..samplers.fit import Trajectories, fit_rows
 from ..schedules import grid
 from ..storage import digest
 from .distance import distance
@@ -27,9 +28,9 @@ from .teacher import Teacher, teach
 
 FAMILY = "tables.json"
 # Solvers that a learned table is set beside.
-PEERS = ("unipc-3", "dpmpp-3m", "deis-tab3", "ipndm-2")
+PEERS = ("unipc-3", "ipndm-2")
 PLACED: tuple[tuple[str, Literal["zero", "min"]], ...] = (
-    *(("uniform", "zero"), ("power", "zero"), ("karras", "zero"), ("leading", "min")),
+    *(("uniform", "zero"), ("karras", "zero"), ("leading", "min")),
 )
 
 
@@ -37,9 +38,10 @@ class TableConfig(BaseModel):
     """What tables are learned from, and how.
 
     A teacher, `solver` at `teacher_steps`, is run once on `samples` + `held_out` noises from
-    `first_seed` on. For each NFE nodes are chosen by closed-form fits (`place`, at most `moves`
-    single moves), and the numbers `what` are refined by Gauss-Newton `steps` (0: the closed form
-    alone), those that do best on the held-out noises being kept.
+    `first_seed` on. For each NFE nodes are chosen by closed-form fits to the first `search` of them
+    (`place`, at most `moves` single moves), rows are fitted to all, and the numbers `what` are
+    refined by Gauss-Newton `steps` (0: the closed form alone), those that do best on the held-out
+    noises being kept.
     """
 
     model_config = STRICT
@@ -51,6 +53,7 @@ class TableConfig(BaseModel):
     spacing: str = "uniform"
     samples: PositiveInt = 300
     held_out: PositiveInt = 100
+    search: PositiveInt = 100
     first_seed: NonNegativeInt = 2**31
     labels: str | int = "balanced"
     guidance: float = 1.0
@@ -135,10 +138,11 @@ def stored(path: Path, key: str, fingerprint: str) -> Learned | None:
 def taught(
     config: TableConfig, model: NetworkModel, solver: Tableau, progress: Progress
 ) -> Teacher:
-    """The teacher's trajectories, those for learning first."""
+    """The teacher's trajectories: those for the search of nodes, the rest to learn from, others."""
     batches: list[Trajectories] = []
     total = config.samples + config.held_out
-    for first, last in ((0, config.samples), (config.samples, total)):
+    search = min(config.search, config.samples)
+    for first, last in ((0, search), (search, config.samples), (config.samples, total)):
         for start in range(first, last, config.batch_size):
             seeds = range(start, min(start + config.batch_size, last))
             shifted = range(config.first_seed + seeds.start, config.first_seed + seeds.stop)
@@ -160,11 +164,11 @@ def batch_of(
 
 def learn(config: TableConfig, teacher: Teacher, nfe: int, progress: Progress) -> Learned:
     """The table of one NFE."""
-    count = -(-config.samples // config.batch_size)
-    chosen = place(teacher.part(0, count), nfe, moves=config.moves, progress=progress)
-    _, met = teacher.trajectories(chosen.places)
+    search, count = (first_batches(teacher, n) for n in (config.search, config.samples))
+    chosen = place(teacher.part(0, search), nfe, moves=config.moves, progress=progress)
+    nodes, met = teacher.trajectories(chosen.places)
     held_out = met[count:]
-    table = chosen.table
+    table = fit_rows(met[:count], nodes)
     if config.steps:
         table = refine(
             met[:count],
@@ -177,6 +181,12 @@ def learn(config: TableConfig, teacher: Teacher, nfe: int, progress: Progress) -
     found = peers(teacher, held_out, nfe)
     peer = min(found, key=lambda name: found[name])
     return Learned(table, distance(held_out, table), peer, found[peer])
+
+
+def first_batches(teacher: Teacher, samples: int) -> int:
+    """How many of the first batches have that many samples."""
+    ends = itertools.accumulate(len(batch.z) for batch in teacher.batches)
+    return 1 + next(i for i, end in enumerate(ends) if end >= samples)
 
 
 def peers(teacher: Teacher, held_out: list[Trajectories], nfe: int) -> dict[str, float]:
