@@ -43,7 +43,6 @@ def within(tables: Mapping[int, Tableau], nfe: int) -> Tableau:
     """The table that takes the most evaluations within `nfe`; ValueError if all take more."""
     possible = [each for each in tables if each <= nfe]
     if not possible:
-        raise ValueError(
-            f"there are tables of {', '.join(map(str, tables))} NFE, none within {nfe}"
-        )
+        known = ", ".join(map(str, tables))
+        raise ValueError(f"there are tables of {known} evaluations, and none within {nfe}")
     return tables[max(possible)]

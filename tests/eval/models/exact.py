@@ -36,8 +36,15 @@ class ExactNoise(nn.Module):
         return sigma * (x - alpha * mean) / (alpha**2 * SPREAD**2 + sigma**2)
 
 
-def exact(classes: int | None = CLASSES) -> NetworkModel:
-    network = ExactNoise().requires_grad_(False)
+class CurvedNoise(ExactNoise):
+    """Of no law that is linear in x."""
+
+    def forward(self, x: Tensor, label: Tensor, class_labels: Tensor) -> Tensor:
+        return 1.5 * torch.tanh(super().forward(x, label, class_labels))
+
+
+def exact(classes: int | None = CLASSES, network: nn.Module | None = None) -> NetworkModel:
+    network = (ExactNoise() if network is None else network).requires_grad_(False)
 
     def denoiser(labels: Tensor | None, size: int) -> samplers.Denoiser:
         given = torch.full((size,), CLASSES) if labels is None else labels

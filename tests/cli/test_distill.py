@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from fewstep import samplers, use
+from fewstep.cli import app, console
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ..eval.models import tiny
+
+QUICK = ("--samples", 8, "--set", "teacher_steps=12", "--set", "batch_size=8", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setattr(console, "out", Console(width=200))
+    monkeypatch.setattr(console, "err", Console(width=200, stderr=True))
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipe") / "tiny"
+    tiny.ddpm().save_pretrained(folder)
+    return folder
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", [("fit",), ("distill", "table", "--set", "moves=1")])
+def test_tables_are_learned_shown_and_sampled_with(tmp_path, pipe, command):
+    said = run(*command, "--model", pipe, "--nfe", "3,2", *QUICK, "--out", tmp_path)
+    assert "distance to the teacher" in said
+    path = tmp_path / "tables.json"
+    assert str(path) in said
+    assert list(samplers.load_family(path)) == [2, 3]
+    assert "NFE 3" in run("show", path, "--nfe", 3)
+    said = run(
+        "sample", "--model", pipe, "--solver", path, "--nfe", 3, "--count", 2,
+        "--out", tmp_path / "a.png", "--device", "cpu",
+    )  # fmt: skip
+    assert "by tables, NFE 3" in said
+    pipeline = tiny.ddpm()
+    scheduler = use(pipeline, path, verbose=False)
+    scheduler.set_timesteps(2)
+    assert len(scheduler.timesteps) == 2
+    assert pipeline(num_inference_steps=3, output_type="np").images.shape[0] == 1
+
+
+def test_mistakes_are_explained(tmp_path, pipe):
+    options = ("--model", pipe, *QUICK, "--out", tmp_path)
+    assert "no such key; did you mean moves?" in run("fit", *options, "--set", "movez=1", code=2)
+    assert "nfe" in run("fit", *options, "--nfe", "0", code=2)
+    assert "--set wants key=value" in run("fit", *options, "--set", "moves", code=2)
+    assert "there are tables of" not in run("fit", *options, "--nfe", 2)
+    said = run("show", tmp_path / "tables.json", "--nfe", 1, code=2)
+    assert "tables of 2 evaluations, and none within 1" in said
+
+
+def test_a_pipeline_with_a_loop_of_its_own_is_refused(tmp_path):
+    tiny.stable_diffusion().save_pretrained(tmp_path / "sd")
+    said = run("fit", "--model", tmp_path / "sd", "--out", tmp_path / "out", code=2)
+    assert "prompts" in said

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fewstep import samplers
+from fewstep.distill.tables import FAMILY, TableConfig, first_batches, learn_tables, taught
+from fewstep.eval.models import Draw
+from fewstep.eval.settings import SolverConfig, table_within
+from fewstep.schedules import EDM, grid
+from pydantic import ValidationError
+
+from ..eval.models.exact import SHAPE, CurvedNoise, exact
+
+SMALL = {"nfe": [3], "samples": 24, "held_out": 8, "search": 8, "batch_size": 10}
+QUICK = {"teacher_steps": 20, "moves": 2, "steps": 2}
+
+
+def config(**changes):
+    return TableConfig.model_validate({"model": "exact", **SMALL, **QUICK, **changes})
+
+
+def curved():
+    return exact(network=CurvedNoise())
+
+
+def counted():
+    """A model, and how many samples its network has seen."""
+    model, calls = curved(), []
+    model.network.register_forward_hook(lambda m, given, out: calls.append(len(out)))
+    return model, calls
+
+
+def test_learned_tables_are_nearer_than_solvers(tmp_path):
+    found = learn_tables(config(nfe=[5, 3]), curved(), tmp_path)
+    assert list(found) == [3, 5]
+    for nfe, each in found.items():
+        assert each.table.nfe == nfe
+        assert each.error < each.peer_error
+    assert list(samplers.load_family(tmp_path / FAMILY)) == [3, 5]
+
+
+def test_the_error_is_that_of_samples_that_it_has_not_seen(tmp_path):
+    (each,) = learn_tables(config(), curved(), tmp_path).values()
+    model = curved()
+    seeds = range(2**31 + 24, 2**31 + 32)
+    draw = Draw(seeds, torch.tensor([seed % 3 for seed in seeds]))
+    nodes = grid(model.schedule, 20, "uniform")
+    noise = samplers.noise(nodes, SHAPE, seeds) / float(nodes.sigma[0])
+    denoiser = model.denoiser_of(draw)
+    truth = samplers.sample(denoiser, samplers.build("unipc-3", nodes), noise * nodes.sigma[0])
+    ours = samplers.sample(denoiser, each.table, noise * each.table.grid.sigma[0])
+    assert each.error == pytest.approx(float((ours - truth).square().mean().sqrt()), rel=1e-5)
+
+
+def test_what_was_learned_is_not_learned_again(tmp_path):
+    first = learn_tables(config(), curved(), tmp_path)
+    model, calls = counted()
+    again = learn_tables(config(), model, tmp_path)
+    assert not calls
+    assert (again[3].error, again[3].peer) == (first[3].error, first[3].peer)
+    np.testing.assert_array_equal(again[3].table.weights, first[3].table.weights)
+    # Another number beside it, and another way of learning.
+    learn_tables(config(nfe=[3, 4]), model, tmp_path)
+    assert sum(calls) > 0
+    before = sum(calls)
+    learn_tables(config(steps=1), model, tmp_path)
+    assert sum(calls) > before
+
+
+def test_the_batch_size_changes_nothing_but_rounding(tmp_path):
+    one = learn_tables(config(), curved(), tmp_path / "a")[3].table
+    other = learn_tables(config(batch_size=7), curved(), tmp_path / "b")[3].table
+    np.testing.assert_allclose(one.weights, other.weights, atol=1e-3)
+
+
+def test_tables_are_of_the_scale_that_they_were_learned_for(tmp_path):
+    plain = learn_tables(config(), curved(), tmp_path / "a")[3].table
+    guided = learn_tables(config(guidance=3.0), curved(), tmp_path / "b")[3].table
+    assert abs(plain.weights - guided.weights).max() > 1e-2
+
+
+def test_the_first_batches_are_for_the_search():
+    model = curved()
+    nodes = grid(model.schedule, 20, "uniform")
+    found = taught(config(), model, samplers.build("unipc-3", nodes), lambda *done: None)
+    assert [len(each.z) for each in found.batches] == [8, 10, 6, 8]
+    assert (first_batches(found, 8), first_batches(found, 24)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"nfe": []}, "at least one"),
+        ({"nfe": [0]}, "nfe"),
+        ({"samples": 0}, "samples"),
+        ({"what": ["noise"]}, "what"),
+        ({"first_seed": 2**32 - 1}, "room for the samples"),
+        ({"stepz": 1}, "stepz"),
+    ],
+)
+def test_bad_settings_are_named(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"solver": "nope"}, "unknown solver"),
+        ({"solver": "ddpm"}, "must be deterministic"),
+        ({"spacing": "nope"}, "unknown spacing"),
+        ({"nfe": [20]}, "a teacher of 20 steps has no nodes for 20"),
+        ({"labels": 7}, "label 7"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        learn_tables(config(**changes), curved(), tmp_path)
+
+
+def test_a_file_of_tables_is_a_solver(tmp_path):
+    learn_tables(config(nfe=[3, 4]), curved(), tmp_path)
+    path = str(tmp_path / FAMILY)
+    table = table_within(curved().schedule, SolverConfig(name=path), 10, "uniform", "zero")
+    assert (table.nfe, table.name) == (4, "tables")
+    with pytest.raises(ValueError, match=r"has tables of VPDiscrete.*, not of EDM"):
+        table_within(EDM(), SolverConfig(name=path), 10, "karras", "zero")
