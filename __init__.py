@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import samplers, schedules
-from .samplers import State, Tableau, advance, build, fit, initial, noise, sample
+from .samplers import State, Tableau, advance, build, fit, initial, load_family, noise, sample
 from .schedules import Grid, grid
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "grid",
     "initial",
     "integrations",
+    "load_family",
     "noise",
     "restore",
     "sample",
