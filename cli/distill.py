@@ -50,7 +50,7 @@ def fit(
     fewstep.use(pipe, "runs/fit/tables.json").
     """
     given = {"samples": samples, "held_out": max(samples // 4, 1), "search": min(samples, 40)}
-    given |= {"teacher_steps": 24, "moves": 0, "steps": 1}
+    given |= {"teacher_steps": 24, "moves": 0, "steps": 2}
     learned(model, nfe, {**given, "guidance": guidance}, change, device, folder)
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..samplers import State, Tableau, advance, initial, sample
-from ..samplers.fit import Trajectories, solved
+from ..samplers.fit import Free, Trajectories, is_free, solved
 from ..schedules import Grid
-from .distance import distance, started
+from ..schedules.base import Float
+from .distance import started
+from .objective import SQUARES, Objective
 
 Progress = Callable[[int, int, str], None]
 What = Literal["weights", "times", "labels"]
@@ -25,23 +28,36 @@ TRIES = 6
 
 @dataclass(frozen=True)
 class Knob:
-    """One number of a table: carry[row] (column -1), weights[row, column], or that of a node."""
+    """A number that can be added to a table.
+
+    To carry[row] (column -1) or weights[row, column], or to the time or the label of node `row`.
+    What a `balanced` one adds to a weight it takes from weights[row, row].
+    """
 
     kind: What
     row: int
     column: int = 0
+    balanced: bool = False
 
 
-def knobs(table: Tableau, what: Sequence[What]) -> list[Knob]:
-    """All numbers of a table that `what` names."""
+def knobs(table: Tableau, what: Sequence[What], free: Free = "inner") -> list[Knob]:
+    """All that can be changed in what `what` names; constant x0 stays exact in rows not `free`."""
     rows = range(table.grid.nfe)
-    found = [Knob("weights", n, k) for n in rows for k in range(-1, n + 1) if "weights" in what]
+    found: list[Knob] = []
+    for n in rows if "weights" in what else ():
+        if is_free(n, table.grid.nfe, free):
+            found += [Knob("weights", n, k) for k in range(-1, n + 1)]
+        else:
+            found += [Knob("weights", n, k, balanced=True) for k in range(n)]
     found += [Knob("times", n) for n in rows if "times" in what]
     return found + [Knob("labels", n) for n in rows if "labels" in what]
 
 
 def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
-    """The table with numbers added to some of its own; ValueError where times cross."""
+    """The table with numbers added to some of its own; ValueError where times cross.
+
+    Where a node moves, rows keep how far they are from what constant x0 asks of them.
+    """
     carry, weights = table.carry.copy(), table.weights.copy()
     time, label = table.grid.time.copy(), table.grid.label.copy()
     shift = label - table.grid.require_schedule().label(time)
@@ -54,9 +70,19 @@ def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
             carry[knob.row] += turn
         else:
             weights[knob.row, knob.column] += turn
+            weights[knob.row, knob.row] -= turn if knob.balanced else 0.0
     grid = Grid.from_times(table.grid.require_schedule(), time)
+    before, after = (consistent(each) for each in (table.grid, grid))
+    carry += after[0] - before[0]
+    weights[np.diag_indices(grid.nfe)] += after[1] - before[1]
     grid = replace(grid, label=grid.label + shift)
     return replace(table, grid=grid, carry=carry, weights=weights)
+
+
+def consistent(grid: Grid) -> tuple[Float, Float]:
+    """The carry, and the sums of the rows in x0, that keep constant x0 exact: float64 [N] each."""
+    carry = grid.sigma[1:] / grid.sigma[:-1]
+    return carry, grid.alpha[1:] - carry * grid.alpha[:-1]
 
 
 def refine(
@@ -65,16 +91,19 @@ def refine(
     *,
     what: Sequence[What] = ("weights", "times"),
     steps: int = 6,
+    free: Free = "inner",
+    objective: Objective = SQUARES,
     held_out: Sequence[Trajectories] = (),
     progress: Progress = lambda done, total, text: None,
 ) -> Tableau:
-    """The table whose samples end nearest to a teacher's, in the mean square; no gradients.
+    """The table whose samples end nearest to a teacher's, by an objective; no gradients.
 
     Levenberg-Marquardt: the derivative of the last state with respect to every number of the table
     is a difference of two runs from the step on where they part, so that the numbers of row n cost
     N - 1 - n evaluations each and those of the last row none. A sample gives as many equations as
     it has pixels: a few hundred samples determine dozens of numbers, where a descent by gradients
     takes thousands of runs. What is best on `held_out` (or else on `batches`) is returned.
+    `free` as in `fit`.
 
     Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
     knows no schedule.
@@ -82,14 +111,15 @@ def refine(
     if table.basis != "x0" or table.stochastic:
         raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")
     judges = held_out or batches
-    error, best = distance(batches, table), (distance(judges, table), table)
+    error, best = objective.loss(batches, table), (objective.loss(judges, table), table)
     damping, idle = DAMPING, 0
     for step in range(steps):
-        found = knobs(table, what)
-        gram, right = normal_equations(batches, table, found)
+        found = knobs(table, what, free)
+        gram, right = normal_equations(batches, table, found, objective)
         for _ in range(TRIES):
             turns = solved(gram, right, damping).tolist()
-            after = distance_if_valid(batches, table, list(zip(found, turns, strict=True)))
+            turn = list(zip(found, turns, strict=True))
+            after = loss_if_valid(batches, table, turn, objective)
             if after is not None and after[0] < error:
                 break
             damping *= 10
@@ -97,41 +127,50 @@ def refine(
             break
         error, table = after
         damping = max(damping / 10, LEAST)
-        judged = distance(judges, table)
+        judged = objective.loss(judges, table)
         idle = 0 if judged < best[0] else idle + 1
         best = min(best, (judged, table), key=lambda pair: pair[0])
-        progress(step + 1, steps, f"NFE {table.nfe}: RMSE {best[0]:.4g}")
+        progress(step + 1, steps, f"NFE {table.nfe}: loss {best[0]:.4g}")
         if idle == 2:
             break
     return best[1]
 
 
-def distance_if_valid(
-    batches: Sequence[Trajectories], table: Tableau, turns: list[tuple[Knob, float]]
+def loss_if_valid(
+    batches: Sequence[Trajectories],
+    table: Tableau,
+    turns: list[tuple[Knob, float]],
+    objective: Objective,
 ) -> tuple[float, Tableau] | None:
-    """The turned table and its distance; None where its times cross, or its samples overflow."""
+    """The turned table and its loss; None where its times cross, or its samples overflow."""
     try:
         found = turned(table, turns)
     except ValueError:
         return None
-    error = distance(batches, found)
+    error = objective.loss(batches, found)
     return (error, found) if error == error else None
 
 
 @torch.no_grad()
 def normal_equations(
-    batches: Sequence[Trajectories], table: Tableau, found: Sequence[Knob]
+    batches: Sequence[Trajectories],
+    table: Tableau,
+    found: Sequence[Knob],
+    objective: Objective = SQUARES,
 ) -> tuple[Tensor, Tensor]:
-    """J^T J and J^T r of the last state's derivative J and distance r to the teacher, float64."""
+    """J^T W J and J^T W r of the outputs' derivative J, their distance r, and its slopes W."""
     gram = torch.zeros(len(found), len(found), dtype=torch.float64)
     right = torch.zeros(len(found), dtype=torch.float64)
     for batch in batches:
         run = Recorded.of(batch, table)
-        columns = torch.stack([(run.end_with(knob) - run.end).double().flatten() for knob in found])
+        end = objective.outputs(run.end)
+        ends = (objective.outputs(run.end_with(knob)) for knob in found)
+        columns = torch.stack([(each - end).flatten() for each in ends])
         columns /= torch.tensor([size(knob, table) for knob in found]).to(columns)[:, None]
-        gap = (batch.states[-1] - run.end).double().flatten()
-        gram += (columns @ columns.T).cpu()
-        right += (columns @ gap).cpu()
+        gap = (objective.outputs(batch.states[-1]) - end).flatten()
+        weighted = columns * objective.slope(gap)
+        gram += (weighted @ columns.T).cpu()
+        right += (weighted @ gap).cpu()
     return gram, right
 
 
@@ -180,10 +219,14 @@ class Recorded:
         if knob.kind == "weights":
             state = self.states[knob.row + 1]
             feature = self.states[knob.row].x if knob.column < 0 else self.outputs[knob.column]
+            if knob.balanced:
+                feature = feature - self.outputs[knob.row]
             state = replace(state, x=state.x + turn * feature)
             return advance(state, self.batch.denoiser, self.table, n).x
         table = turned(self.table, [(knob, turn)])
-        state = self.states[knob.row]
-        if knob.row == 0:
+        # Where a node lies decides the row that leads to it, too.
+        begun = knob.row - 1 if knob.kind == "times" and knob.row else knob.row
+        state = self.states[begun]
+        if begun == 0:
             state = replace(state, x=started(self.batch, table))
         return advance(state, self.batch.denoiser, table, n).x

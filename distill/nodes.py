@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..samplers import Tableau
-from ..samplers.fit import fit_rows
-from .distance import distance
+from ..samplers.fit import Free, fit_rows
+from .objective import SQUARES, Objective
 from .teacher import Teacher
 
 Progress = Callable[[int, int, str], None]
@@ -21,11 +21,11 @@ POWERS = (1.0, 0.8, 1.25)
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A table on the nodes `places` of a teacher, and how far its samples end from theirs."""
+    """A table on the nodes `places` of a teacher, and the loss of its samples."""
 
     places: tuple[int, ...]
     table: Tableau
-    error: float
+    loss: float
 
 
 def place(
@@ -35,9 +35,11 @@ def place(
     moves: int = 40,
     base: str = "unipc-3",
     ridge: float = 1e-6,
+    free: Free = "inner",
+    objective: Objective = SQUARES,
     progress: Progress = lambda done, total, text: None,
 ) -> Placed:
-    """The nodes, of `nfe` of a teacher's, on which the closed-form table ends nearest to it.
+    """The nodes, of `nfe` of a teacher's, on which the closed-form table has the least loss.
 
     Every try is a fit (`fit_rows`): first a few spreads, then single nodes are moved, by fewer and
     fewer places, as long as that helps and at most `moves` times.
@@ -50,10 +52,10 @@ def place(
 
     def attempt(places: tuple[int, ...]) -> float:
         if places not in tried:
-            tried[places] = placed(teacher, places, base, ridge)
-            best = min(each.error for each in tried.values())
-            progress(len(tried), len(spreads) + moves, f"NFE {nfe}: RMSE {best:.4g}")
-        return tried[places].error
+            tried[places] = placed(teacher, places, base, ridge, free, objective)
+            best = min(each.loss for each in tried.values())
+            progress(len(tried), len(spreads) + moves, f"NFE {nfe}: loss {best:.4g}")
+        return tried[places].loss
 
     best = min(spreads, key=attempt)
     reach = max(1, total // (4 * nfe))
@@ -62,7 +64,7 @@ def place(
         for candidate in neighbours(best, reach, total):
             if len(tried) >= len(spreads) + moves:
                 return tried[best]
-            if attempt(candidate) < tried[best].error:
+            if attempt(candidate) < tried[best].loss:
                 best, moved = candidate, True
                 break
         reach = reach if moved else reach // 2
@@ -93,8 +95,15 @@ def neighbours(places: Sequence[int], reach: int, total: int) -> list[tuple[int,
     return found
 
 
-def placed(teacher: Teacher, places: tuple[int, ...], base: str, ridge: float) -> Placed:
+def placed(
+    teacher: Teacher,
+    places: tuple[int, ...],
+    base: str,
+    ridge: float,
+    free: Free = "inner",
+    objective: Objective = SQUARES,
+) -> Placed:
     """The fit on these nodes."""
     grid, met = teacher.trajectories(places)
-    table = fit_rows(met, grid, base=base, ridge=ridge)
-    return Placed(places, table, distance(met, table))
+    table = fit_rows(met, grid, base=base, ridge=ridge, free=free)
+    return Placed(places, table, objective.loss(met, table))

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, field_validator
+from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor
 
 from .. import samplers
+from ..eval.extractors import extractor, unrounded
 from ..eval.models import Draw, NetworkModel, label_rule
 from ..eval.progress import Progress, silent
-from ..eval.settings import SEEDS, STRICT, ModelConfig
+from ..eval.settings import SEEDS, STRICT, ExtractorConfig, ModelConfig
 from ..samplers import Tableau
-from ..samplers.fit import Trajectories, fit_rows
+from ..samplers.fit import Free, Trajectories, fit_rows
 from ..schedules import grid
 from ..storage import digest
 from .distance import distance
 from .gauss_newton import What, refine
 from .nodes import place
+from .objective import Objective
 from .teacher import Teacher, teach
 
 FAMILY = "tables.json"
@@ -41,7 +44,8 @@ class TableConfig(BaseModel):
     `first_seed` on. For each NFE nodes are chosen by closed-form fits to the first `search` of them
     (`place`, at most `moves` single moves), rows are fitted to all, and the numbers `what` are
     refined by Gauss-Newton `steps` (0: the closed form alone), those that do best on the held-out
-    noises being kept.
+    noises being kept. `free` as in `samplers.fit`; `eps`, `features` (of an extractor) and their
+    weight as in `Objective`.
     """
 
     model_config = STRICT
@@ -60,6 +64,10 @@ class TableConfig(BaseModel):
     moves: NonNegativeInt = 25
     steps: NonNegativeInt = 6
     what: tuple[What, ...] = ("weights", "times")
+    free: Free = "inner"
+    eps: PositiveFloat | None = 0.03
+    features: ExtractorConfig | None = None
+    feature_weight: PositiveFloat = 0.2
     batch_size: PositiveInt = 100
 
     @field_validator("nfe")
@@ -165,22 +173,46 @@ def batch_of(
 def learn(config: TableConfig, teacher: Teacher, nfe: int, progress: Progress) -> Learned:
     """The table of one NFE."""
     search, count = (first_batches(teacher, n) for n in (config.search, config.samples))
-    chosen = place(teacher.part(0, search), nfe, moves=config.moves, progress=progress)
+    objective = objective_of(config, teacher)
+    chosen = place(
+        teacher.part(0, search),
+        nfe,
+        moves=config.moves,
+        free=config.free,
+        objective=objective,
+        progress=progress,
+    )
     nodes, met = teacher.trajectories(chosen.places)
     held_out = met[count:]
-    table = fit_rows(met[:count], nodes)
+    table = fit_rows(met[:count], nodes, free=config.free)
     if config.steps:
         table = refine(
             met[:count],
             table,
             what=config.what,
             steps=config.steps,
+            free=config.free,
+            objective=objective,
             held_out=held_out,
             progress=progress,
         )
     found = peers(teacher, held_out, nfe)
     peer = min(found, key=lambda name: found[name])
     return Learned(table, distance(held_out, table), peer, found[peer])
+
+
+def objective_of(config: TableConfig, teacher: Teacher) -> Objective:
+    """The objective, with features in units of their deviation over the teacher's samples."""
+    if config.features is None:
+        return Objective(config.eps)
+    ends = torch.cat([batch.states[-1] for batch in teacher.batches])
+    built = extractor(config.features.id, ends.device, **config.features.options)
+    scale = unrounded(built, ends).std(0).mean()
+
+    def features(x: Tensor) -> Tensor:
+        return unrounded(built, x) / scale
+
+    return Objective(config.eps, features, config.feature_weight)
 
 
 def first_batches(teacher: Teacher, samples: int) -> int:

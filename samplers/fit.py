@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from .tableau import Tableau
 # Steps of the teacher within one of the student's.
 SUBSTEPS = 8
 TEACHER = "unipc-3"
+# Which rows need not keep constant x0 exact.
+Free = Literal["none", "inner", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,7 @@ def fit(
     base: str = TEACHER,
     substeps: int = SUBSTEPS,
     ridge: float = 1e-6,
+    free: Free = "inner",
 ) -> Tableau:
     """The table on `grid` whose states are nearest to a teacher's, row by row; no gradients.
 
@@ -48,8 +52,13 @@ def fit(
         |c x[n] + sum_{k<=n} w[k] m[k] - x*[n+1]|^2,   m[k] = denoiser(x[k], node k),
 
     along its own trajectory x[0], .., x[n], where x* is the teacher's: `base` with `substeps` steps
-    in place of one. A row has n + 2 numbers and the equations are linear, so that a hundred samples
+    in place of one. A row has few numbers and the equations are linear, so that a hundred samples
     are enough, and what it costs are the network evaluations: B N (substeps + 1).
+
+    A row that is not `free` keeps constant x0 exact, as all rows of every solver do: c =
+    sigma[n+1] / sigma[n], and the weights add up to alpha[n+1] - c alpha[n], which leaves n of its
+    n + 2 numbers. "inner" leaves all rows free but the last, so that what the network is sure of
+    (a background) comes out as it says; "all" is nearer in the mean square, and paler; "none".
 
     Parameters
     ----------
@@ -70,7 +79,7 @@ def fit(
     """
     states = teacher_states(denoiser, grid, x, base, substeps)
     batch = Trajectories(denoiser, x / float(grid.sigma[0]), states)
-    return fit_rows([batch], grid, base=base, ridge=ridge)
+    return fit_rows([batch], grid, base=base, ridge=ridge, free=free)
 
 
 def teacher_states(
@@ -103,7 +112,12 @@ def refined(grid: Grid, substeps: int) -> Grid:
 
 
 def fit_rows(
-    batches: Sequence[Trajectories], grid: Grid, *, base: str = TEACHER, ridge: float = 1e-6
+    batches: Sequence[Trajectories],
+    grid: Grid,
+    *,
+    base: str = TEACHER,
+    ridge: float = 1e-6,
+    free: Free = "inner",
 ) -> Tableau:
     """The rows of `fit` from any number of batches of trajectories."""
     start = build(base, grid).in_basis("x0")
@@ -120,7 +134,8 @@ def fit_rows(
             target = batch.states[row].double().flatten() - prior.to(columns) @ columns
             gram += (columns @ columns.T).cpu()
             right += (columns @ target).cpu()
-        found = prior + solved(gram, right, ridge)
+        span = changes(row, is_free(row, n, free))
+        found = prior + span @ solved(span.T @ gram @ span, span.T @ right, ridge)
         carry[row], weights[row, : row + 1] = found[0], found[1:]
         for known in features:
             known[0] = sum((c * each for c, each in zip(found.tolist(), known, strict=True)))
@@ -128,6 +143,21 @@ def fit_rows(
     return Tableau(
         grid, carry, weights, name=f"fitted-{n}", meta={"fitted": {"base": base, "samples": count}}
     )
+
+
+def is_free(row: int, rows: int, free: Free) -> bool:
+    """Whether a row is among the free ones."""
+    return free == "all" or (free == "inner" and row < rows - 1)
+
+
+def changes(row: int, free: bool) -> Tensor:
+    """What may be added to (c, w[0], .., w[row]): columns [row + 2, P]; P = row keeps their sum."""
+    if free:
+        return torch.eye(row + 2, dtype=torch.float64)
+    span = torch.zeros(row + 2, row, dtype=torch.float64)
+    span[1:-1] = torch.eye(row)
+    span[-1] = -1
+    return span
 
 
 def solved(gram: Tensor, right: Tensor, ridge: float) -> Tensor:

@@ -80,6 +80,20 @@ class Extractor:
         return Outputs(features.float(), *(None if each is None else each.float() for each in more))
 
 
+@torch.no_grad()
+def unrounded(extractor: Extractor, images: Tensor) -> Tensor:
+    """Features [N, D] of images [N, C, H, W] in [-1, 1] that are not rounded to uint8 before.
+
+    For differences smaller than a step of uint8; for numbers to be reported call the extractor.
+    """
+    levels = (images.float().clamp(-1, 1) + 1) * 127.5
+    if levels.shape[1] == 1 and extractor.channels:
+        levels = levels.expand(-1, extractor.channels, -1, -1)
+    with full_precision(levels.device.type):
+        out = extractor.network(extractor.prepare(levels))
+    return (out.features if isinstance(out, Outputs) else out).float()
+
+
 def with_channels(pixels: Tensor, channels: int | None) -> Tensor:
     """`pixels` with that many channels; ValueError for other shapes or types than an image's."""
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:

@@ -8,7 +8,8 @@ import torch
 from fewstep import samplers
 from fewstep.distill import refine
 from fewstep.distill.distance import distance
-from fewstep.distill.gauss_newton import Knob, knobs, normal_equations, size, turned
+from fewstep.distill.gauss_newton import Knob, consistent, knobs, normal_equations, size, turned
+from fewstep.distill.objective import Objective
 from fewstep.samplers.fit import fit_rows
 
 from .problem import LAW, held_out, plain, teacher
@@ -50,8 +51,12 @@ def test_derivatives_are_those_of_autograd():
     (run * gap).sum().backward()
     found = knobs(table, ["weights"])
     _, right = normal_equations(met, table, found)
+    slopes = weights.grad
     exact = [
-        float(carry.grad[k.row] if k.column < 0 else weights.grad[k.row, k.column]) for k in found
+        float(carry.grad[k.row])
+        if k.column < 0
+        else float(slopes[k.row, k.column] - k.balanced * slopes[k.row, k.row])
+        for k in found
     ]
     np.testing.assert_allclose(right, exact, rtol=2e-2, atol=1e-4 * max(map(abs, exact)))
 
@@ -81,8 +86,10 @@ def labelled(denoiser):
 
 def test_a_table_has_these_numbers():
     _, table = fitted(3, 20)
-    assert len(knobs(table, ["weights"])) == 3 + 6
-    assert len(knobs(table, ["weights", "times", "labels"])) == 15
+    assert len(knobs(table, ["weights"], "all")) == 3 + 6
+    assert len(knobs(table, ["weights"], "inner")) == 2 + 5
+    assert len(knobs(table, ["weights"], "none")) == 3
+    assert len(knobs(table, ["weights", "times", "labels"], "all")) == 15
 
 
 def test_turning_adds_to_the_numbers():
@@ -92,12 +99,19 @@ def test_turning_adds_to_the_numbers():
         [
             (Knob("weights", 2, 1), 0.5),
             (Knob("weights", 1, -1), 0.25),
+            (Knob("weights", 2, 0, balanced=True), 0.125),
             (Knob("times", 1), -0.01),
             (Knob("labels", 2), 0.3),
         ],
     )
     assert found.weights[2, 1] == table.weights[2, 1] + 0.5
-    assert found.carry[1] == table.carry[1] + 0.25
+    assert found.weights[2, 0] == table.weights[2, 0] + 0.125
+    # The row behind the node that moved is as far from that of constant x0 as it was.
+    moved = [consistent(each.grid) for each in (found, table)]
+    assert found.carry[1] - moved[0][0][1] == pytest.approx(table.carry[1] + 0.25 - moved[1][0][1])
+    assert found.weights.sum(1)[0] - moved[0][1][0] == pytest.approx(
+        table.weights.sum(1)[0] - moved[1][1][0]
+    )
     assert found.grid.time[1] == table.grid.time[1] - 0.01
     assert found.grid.alpha[1] == pytest.approx(LAW.alpha(found.grid.time[1]))
     assert found.grid.label[2] == pytest.approx(table.grid.label[2] + 0.3)
@@ -112,6 +126,32 @@ def test_what_is_best_on_held_out_samples_is_returned():
     few = refine(met, table, steps=6, held_out=held_out().trajectories(plain(6))[1])
     free = refine(met, table, steps=6)
     assert judged(few, plain(6)) <= min(judged(free, plain(6)), judged(table, plain(6)))
+
+
+def test_a_last_row_that_is_not_free_stays_exact_on_constants():
+    met, table = fitted(4)
+    found = refine(met, table, steps=3)
+    assert found.carry[-1] == pytest.approx(0.0, abs=1e-9)
+    assert found.weights[-1].sum() == pytest.approx(1.0)
+    assert abs(found.grid.time - table.grid.time).max() > 0
+
+
+def test_small_errors_count_more_in_a_robust_objective():
+    met, table = fitted(4, 200)
+    squares, robust = (
+        refine(met, table, steps=4, objective=Objective(eps)) for eps in (None, 0.01)
+    )
+    assert Objective(0.01).loss(met, robust) < Objective(0.01).loss(met, squares)
+    assert distance(met, squares) < distance(met, robust)
+
+
+def test_features_join_the_pixels():
+    met, table = fitted(4, 200)
+    mixed = Objective(None, lambda x: x[:, :4].cumsum(1), 1.0)
+    found = refine(met, table, steps=4, objective=mixed)
+    plain = refine(met, table, steps=4)
+    assert mixed.loss(met, found) < mixed.loss(met, table)
+    assert abs(found.weights - plain.weights).max() > 1e-3
 
 
 def test_times_that_cross_are_not_taken():

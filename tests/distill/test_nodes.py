@@ -12,12 +12,12 @@ from .problem import STEPS, held_out, plain, teacher
 def test_a_search_ends_no_worse_than_it_began():
     found = place(teacher(0, 150), 5, moves=20)
     begun = min(
-        placed(teacher(0, 150), spread(STEPS, 5, start, power), "unipc-3", 1e-6).error
+        placed(teacher(0, 150), spread(STEPS, 5, start, power), "unipc-3", 1e-6).loss
         for start in (0.0, 0.12)
         for power in (0.8, 1.0, 1.25)
     )
-    assert found.error <= begun
-    assert found.error == pytest.approx(distance(met(found.places), found.table))
+    assert found.loss <= begun
+    assert found.loss == pytest.approx(distance(met(found.places), found.table) ** 2)
 
 
 def met(places):

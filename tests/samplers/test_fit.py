@@ -47,7 +47,7 @@ def test_every_row_is_the_least_squares_solution():
     nodes = grid(LAW, 4, "quadratic")
     x = drawn(nodes, 0, 50)
     states = teacher_states(mixture(), nodes, x)
-    table = fit(mixture(), nodes, x, ridge=0.0)
+    table = fit(mixture(), nodes, x, ridge=0.0, free="all")
     features, state = [], x
     for n in range(4):
         features.append(mixture()(state, nodes.nodes[n]))
@@ -57,6 +57,34 @@ def test_every_row_is_the_least_squares_solution():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
         state = (columns @ torch.from_numpy(expected)).view_as(x)
     assert not np.triu(table.weights, 1).any()
+
+
+@pytest.mark.parametrize(("free", "exact"), [("none", 4), ("inner", 1), ("all", 0)])
+def test_rows_that_are_not_free_keep_constant_x0_exact(free, exact):
+    nodes = grid(LAW, 4, "quadratic")
+    table = fit(mixture(), nodes, drawn(nodes, 0, 50), free=free)
+    carry = nodes.sigma[1:] / nodes.sigma[:-1]
+    gap = abs(table.weights.sum(1) - nodes.alpha[1:] + carry * nodes.alpha[:-1])
+    kept = (gap < 1e-9) & (abs(table.carry - carry) < 1e-9)
+    assert kept.tolist() == [False] * (4 - exact) + [True] * exact
+
+
+@pytest.mark.parametrize("free", ["none", "inner"])
+def test_a_row_is_the_least_of_its_kind(free):
+    """No change that the row allows comes nearer to the teacher."""
+    nodes = grid(LAW, 3, "quadratic")
+    x = drawn(nodes, 0, 50)
+    states = teacher_states(mixture(), nodes, x)
+    table = fit(mixture(), nodes, x, ridge=0.0, free=free)
+    outputs, ends = [], []
+    samplers.sample(
+        mixture(), table, x, callback=lambda s, x0: (outputs.append(x0), ends.append(s.x))
+    )
+    for n in range(3):
+        gap = (ends[n] - states[n]).flatten()
+        for k in range(n):
+            direction = (outputs[k] - outputs[n]).flatten()
+            assert abs(gap @ direction) < 1e-9 * gap.norm() * direction.norm()
 
 
 def test_a_solver_that_is_its_own_teacher_is_found_again():

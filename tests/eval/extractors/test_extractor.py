@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fewstep.eval.extractors.extractor import Extractor, Outputs, with_channels
+from fewstep.eval.extractors.extractor import Extractor, Outputs, unrounded, with_channels
 from fewstep.eval.precision import full_precision
 from torch import nn
 
@@ -113,3 +113,17 @@ def test_to_moves_the_network_and_keeps_the_rest():
         extractor.facts,
         extractor.prepare,
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_unrounded_features_are_those_of_levels_between(channels):
+    given = images(4, channels, 8, 8)
+    extractor = small()
+    torch.testing.assert_close(
+        unrounded(extractor, given.float() / 127.5 - 1),
+        extractor(given).features,
+        atol=1e-5,
+        rtol=0,
+    )
+    between = unrounded(extractor, given.float() / 127.5 - 1 + 0.001)
+    assert 0 < (between - extractor(given).features).abs().max() < 0.1
