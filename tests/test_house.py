@@ -89,6 +89,7 @@ def test_every_command_of_the_readme_exists():
     from fewstep import cli
 
     known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    known |= {group.name for group in cli.app.registered_groups}
     assert known >= set(re.findall(r"(?:`|&& )fewstep ([a-z]+)", README))
 
 
