@@ -43,7 +43,7 @@ def fit(
     """Fit tables to a teacher in closed form: no gradients, a minute for five evaluations.
 
     A teacher of 24 steps is run on a few hundred noises; nodes are tried, and on each the rows that
-    follow it best are a least-squares solution; one more such solution corrects all of it for the
+    follow it best are a least-squares solution; two more such solutions correct all of it for the
     last state. `fewstep distill table` takes more of everything.
 
     Then: fewstep bench mnist --solvers runs/fit/tables.json, or in Python

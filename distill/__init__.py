@@ -2,6 +2,6 @@
 
 from .gauss_newton import refine
 from .nodes import place
-from .teacher import Teacher, teach
+from .teacher import Teacher
 
-__all__ = ["Teacher", "place", "refine", "teach"]
+__all__ = ["Teacher", "place", "refine"]

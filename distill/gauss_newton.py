@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..eval.progress import Progress, silent
 from ..samplers import State, Tableau, advance, initial, sample
 from ..samplers.fit import Free, Trajectories, is_free, solved
 from ..schedules import Grid
 from ..schedules.base import Float
-from .distance import started
 from .objective import SQUARES, Objective
 
-Progress = Callable[[int, int, str], None]
 What = Literal["weights", "times", "labels"]
 # Steps of the differences: of a coefficient, and of a time relative to the schedule's length.
 STEP, TIME_STEP = 1e-3, 2e-3
@@ -94,7 +93,7 @@ def refine(
     free: Free = "inner",
     objective: Objective = SQUARES,
     held_out: Sequence[Trajectories] = (),
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = silent,
 ) -> Tableau:
     """The table whose samples end nearest to a teacher's, by an objective; no gradients.
 
@@ -198,7 +197,7 @@ class Recorded:
     @classmethod
     def of(cls, batch: Trajectories, table: Tableau) -> Recorded:
         """Run a table on a batch."""
-        states = [initial(table, started(batch, table))]
+        states = [initial(table, batch.start(table.grid))]
         outputs: list[Tensor] = []
 
         def record(state: State, x0: Tensor | None) -> None:
@@ -228,5 +227,5 @@ class Recorded:
         begun = knob.row - 1 if knob.kind == "times" and knob.row else knob.row
         state = self.states[begun]
         if begun == 0:
-            state = replace(state, x=started(self.batch, table))
+            state = replace(state, x=self.batch.start(table.grid))
         return advance(state, self.batch.denoiser, table, n).x

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..eval.progress import Progress, silent
 from ..samplers import Tableau
 from ..samplers.fit import Free, fit_rows
 from .objective import SQUARES, Objective
 from .teacher import Teacher
 
-Progress = Callable[[int, int, str], None]
 # Of the teacher's nodes, where a student may begin: most models waste the first steps on noise.
 STARTS = (0.0, 0.06, 0.12, 0.18, 0.24)
 # How the rest is spread: powers of an even spacing.
@@ -37,7 +37,7 @@ def place(
     ridge: float = 1e-6,
     free: Free = "inner",
     objective: Objective = SQUARES,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = silent,
 ) -> Placed:
     """The nodes, of `nfe` of a teacher's, on which the closed-form table has the least loss.
 

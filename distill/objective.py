@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..samplers import Tableau, sample
 from ..samplers.fit import Trajectories
-from .distance import started
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ class Objective:
         """The mean cost of a table's last states."""
         costs = [
             self.cost(
-                self.outputs(sample(each.denoiser, table, started(each, table)))
+                self.outputs(sample(each.denoiser, table, each.start(table.grid)))
                 - self.outputs(each.states[-1])
             ).flatten()
             for each in batches
@@ -61,3 +60,8 @@ class Objective:
 
 # The mean square of the pixels.
 SQUARES = Objective(eps=None)
+
+
+def distance(batches: Sequence[Trajectories], table: Tableau) -> float:
+    """The root mean square between the samples of a table and the teacher's."""
+    return SQUARES.loss(batches, table) ** 0.5

@@ -20,14 +20,13 @@ from ..eval.models import Draw, NetworkModel, label_rule
 from ..eval.progress import Progress, silent
 from ..eval.settings import SEEDS, STRICT, ExtractorConfig, ModelConfig
 from ..samplers import Tableau
-from ..samplers.fit import Free, Trajectories, fit_rows
+from ..samplers.fit import Free, Trajectories, fit_rows, teach
 from ..schedules import grid
 from ..storage import digest
-from .distance import distance
 from .gauss_newton import What, refine
 from .nodes import place
-from .objective import Objective
-from .teacher import Teacher, teach
+from .objective import Objective, distance
+from .teacher import Teacher
 
 FAMILY = "tables.json"
 # Solvers that a learned table is set beside.

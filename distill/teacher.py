@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from ..samplers import Denoiser, State, Tableau, sample
 from ..samplers.fit import Trajectories
 from ..schedules import Grid
 
@@ -37,17 +33,3 @@ class Teacher:
     def part(self, first: int, last: int | None = None) -> Teacher:
         """Some of the batches."""
         return Teacher(self.grid, self.batches[first:last])
-
-
-@torch.no_grad()
-def teach(table: Tableau, denoiser: Denoiser, z: Tensor) -> Trajectories:
-    """The trajectories of a batch with noise z by `table`, which must draw none itself."""
-    if table.stochastic:
-        raise ValueError(f"a teacher must be deterministic, and {table.name} draws noise")
-    states: list[Tensor] = []
-
-    def record(state: State, x0: Tensor | None) -> None:
-        states.append(state.x)
-
-    sample(denoiser, table, z * float(table.grid.sigma[0]), callback=record)
-    return Trajectories(denoiser, z, states)

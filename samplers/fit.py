@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,10 @@ class Trajectories:
     denoiser: Denoiser
     z: Tensor
     states: Sequence[Tensor]
+
+    def start(self, grid: Grid) -> Tensor:
+        """The state at node 0 of a grid: noise alone."""
+        return self.z * float(grid.sigma[0])
 
 
 def fit(
@@ -74,29 +78,27 @@ def fit(
 
     The family is that of Shaul et al. 2024, "Bespoke Non-Stationary Solvers", proposition 3.1;
     there and in Oganov et al. 2025, "Generalized Adversarial Solver", gradient descent finds the
-    numbers. Raises ValueError for a stochastic base, and a
-    grid without a schedule, or with stages.
+    numbers. Raises ValueError for a stochastic base, and a grid without a schedule, or with stages.
     """
-    states = teacher_states(denoiser, grid, x, base, substeps)
-    batch = Trajectories(denoiser, x / float(grid.sigma[0]), states)
+    course = teach(build(base, refined(grid, substeps)), denoiser, x / float(grid.sigma[0]))
+    # Solvers with stages take more rows than steps.
+    every = len(course.states) // grid.nfe
+    batch = replace(course, states=course.states[every - 1 :: every])
     return fit_rows([batch], grid, base=base, ridge=ridge, free=free)
 
 
-def teacher_states(
-    denoiser: Denoiser, grid: Grid, x: Tensor, solver: str = TEACHER, substeps: int = SUBSTEPS
-) -> list[Tensor]:
-    """The states of `solver` at nodes 1 to N of `grid`, with `substeps` steps to each of them."""
-    table = build(solver, refined(grid, substeps))
+@torch.no_grad()
+def teach(table: Tableau, denoiser: Denoiser, z: Tensor) -> Trajectories:
+    """The trajectories of a batch with noise z by `table`, which must draw none itself."""
     if table.stochastic:
-        raise ValueError(f"a teacher must be deterministic, and {solver} draws noise")
+        raise ValueError(f"a teacher must be deterministic, and {table.name} draws noise")
     states: list[Tensor] = []
 
     def record(state: State, x0: Tensor | None) -> None:
         states.append(state.x)
 
-    with torch.no_grad():
-        sample(denoiser, table, x, callback=record)
-    return states[table.grid.nfe // grid.nfe - 1 :: table.grid.nfe // grid.nfe]
+    sample(denoiser, table, z * float(table.grid.sigma[0]), callback=record)
+    return Trajectories(denoiser, z, states)
 
 
 def refined(grid: Grid, substeps: int) -> Grid:
@@ -123,7 +125,7 @@ def fit_rows(
     start = build(base, grid).in_basis("x0")
     n = grid.nfe
     carry, weights = np.zeros(n), np.zeros((n, n))
-    features = [[batch.z * float(grid.sigma[0])] for batch in batches]
+    features = [[batch.start(grid)] for batch in batches]
     for row in range(n):
         prior = torch.tensor([start.carry[row], *start.weights[row, : row + 1]])
         gram, right = torch.zeros(row + 2, row + 2).double(), torch.zeros(row + 2).double()

@@ -77,6 +77,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
+def forget(folder: Path) -> None:
+    """Remove all checkpoints: a training that begins anew is not to go on from an older one."""
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+
+
 def find(folder: Path, asked: str) -> Path | None:
     """The checkpoint to go on from: "latest" in a folder, "never" none, or a path.
 

@@ -25,6 +25,7 @@ from .checkpoint import (
     OPTIMIZER,
     Checkpoint,
     find,
+    forget,
     optimizer_tensors,
     restore_module,
     restore_optimizer,
@@ -52,7 +53,7 @@ class Outcome:
 def accelerator_for(settings: TrainingSettings, folder: Path) -> Accelerator:
     """The accelerator of a training; ValueError for a tracker that is not installed."""
     for name in settings.report_to:
-        if find_spec({"tensorboard": "tensorboard", "wandb": "wandb"}.get(name, name)) is None:
+        if find_spec(name) is None:
             raise ValueError(
                 f"report_to: {name} is not installed (pip install {name}); metrics.jsonl is "
                 "written without it"
@@ -228,6 +229,9 @@ class Run:
 
     def resume(self) -> None:
         """Go on from a checkpoint, if there is one; ValueError if it is of another training."""
+        if self.settings.resume_from_checkpoint == "never" and self.accelerator.is_main_process:
+            forget(self.folder)
+        self.accelerator.wait_for_everyone()
         path = find(self.folder, self.settings.resume_from_checkpoint)
         if path is None:
             return

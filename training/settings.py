@@ -28,20 +28,17 @@ Rate = Literal[
 class TrainingSettings(BaseModel):
     """How a training runs.
 
-    A step takes `train_batch_size` samples in each process and each of
-    `gradient_accumulation_steps` parts; which ones depends on the seed and the step alone.
-    `resume_from_checkpoint` is "latest" (go on if there is something to go on from), "never" (start
-    anew), or the path of a checkpoint. `report_to` names trackers of accelerate beside
-    metrics.jsonl, which is always written.
+    The batch of a step is divided over processes and `gradient_accumulation_steps`; what is in it
+    is for the task to say. `resume_from_checkpoint` is "latest" (go on if there is something to go
+    on from), "never" (start anew, and remove what is there), or the path of a checkpoint.
+    `report_to` names trackers of accelerate beside metrics.jsonl, which is always written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: NonNegativeInt = 0
     max_train_steps: PositiveInt = 1000
-    train_batch_size: PositiveInt = 16
     gradient_accumulation_steps: PositiveInt = 1
-    gradient_checkpointing: bool = False
     learning_rate: PositiveFloat = 1e-3
     lr_scheduler: Rate = "cosine"
     lr_warmup_steps: NonNegativeInt = 0
@@ -70,7 +67,6 @@ class TrainingSettings(BaseModel):
 
 # What may change when a training goes on: it decides how it is kept, and not what comes out.
 FREE = (
-    "gradient_checkpointing",
     "validation_steps",
     "checkpointing_steps",
     "checkpoints_total_limit",

@@ -150,7 +150,6 @@ def train_denoiser(
     settings = TrainingSettings(
         seed=config.seed,
         max_train_steps=config.steps,
-        train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         adam_weight_decay=1e-3,
         use_ema=True,

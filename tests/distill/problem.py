@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import torch
 from fewstep import samplers
-from fewstep.distill import Teacher, teach
+from fewstep.distill import Teacher
 from fewstep.samplers import Denoiser
+from fewstep.samplers.fit import teach
 from fewstep.schedules import VPLinear, grid
 
 LAW = VPLinear()
@@ -40,7 +40,3 @@ def held_out(seed: int = 0) -> Teacher:
 def plain(nfe: int, power: float = 1.0) -> list[int]:
     """Evenly spread places among the teacher's nodes."""
     return np.round(STEPS * (1 - (1 - np.arange(nfe) / nfe) ** power)).astype(int).tolist()
-
-
-def unequal(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float((first - second).abs().max())

@@ -7,9 +7,8 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.distill import refine
-from fewstep.distill.distance import distance
 from fewstep.distill.gauss_newton import Knob, consistent, knobs, normal_equations, size, turned
-from fewstep.distill.objective import Objective
+from fewstep.distill.objective import Objective, distance
 from fewstep.samplers.fit import fit_rows
 
 from .problem import LAW, held_out, plain, teacher

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from fewstep import samplers
 from fewstep.distill import place
-from fewstep.distill.distance import distance
 from fewstep.distill.nodes import neighbours, placed, spread
+from fewstep.distill.objective import distance
 
 from .problem import STEPS, held_out, plain, teacher
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.distill import teach
-from fewstep.distill.distance import distance
+from fewstep.distill.objective import distance
+from fewstep.samplers.fit import teach
 from fewstep.schedules import grid
 
 from .problem import LAW, STEPS, mixture, plain, teacher

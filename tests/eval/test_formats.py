@@ -41,7 +41,7 @@ def test_our_file_comes_back_bit_for_bit(tmp_path):
     pixels = torch.from_numpy(random_pixels(30).transpose(0, 3, 1, 2).copy())
     made = collect_statistics(in_memory("noise", pixels), bands(weights="w"), members=11)
     save_statistics(made, tmp_path / "a.npz")
-    found = load_statistics(tmp_path / "a.npz")
+    found = load_statistics(str(tmp_path / "a.npz"))
     assert dict(found.facts) == dict(made.facts)
     assert dict(found.origin) == dict(made.origin)
     assert same(found.features, made.features)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.samplers.fit import Trajectories, fit, fit_rows, refined, solved, teacher_states
+from fewstep.samplers.fit import fit, fit_rows, refined, solved, teach
 from fewstep.schedules import EDM, FlowMatching, VPLinear, grid
 
 LAW = VPLinear()
@@ -19,6 +19,13 @@ def mixture():
 
 def drawn(nodes, first, count):
     return samplers.noise(nodes, (16,), range(first, first + count)).double()
+
+
+def course(nodes, x, substeps=8):
+    """What `fit` learns from."""
+    table = samplers.build("unipc-3", refined(nodes, substeps))
+    found = teach(table, mixture(), x / float(nodes.sigma[0]))
+    return replace(found, states=found.states[substeps - 1 :: substeps])
 
 
 def rmse(table, x, reference):
@@ -46,7 +53,7 @@ def test_a_fit_is_nearer_than_the_solver_that_it_began_with(nfe, truth):
 def test_every_row_is_the_least_squares_solution():
     nodes = grid(LAW, 4, "quadratic")
     x = drawn(nodes, 0, 50)
-    states = teacher_states(mixture(), nodes, x)
+    states = course(nodes, x).states
     table = fit(mixture(), nodes, x, ridge=0.0, free="all")
     features, state = [], x
     for n in range(4):
@@ -74,7 +81,7 @@ def test_a_row_is_the_least_of_its_kind(free):
     """No change that the row allows comes nearer to the teacher."""
     nodes = grid(LAW, 3, "quadratic")
     x = drawn(nodes, 0, 50)
-    states = teacher_states(mixture(), nodes, x)
+    states = course(nodes, x).states
     table = fit(mixture(), nodes, x, ridge=0.0, free=free)
     outputs, ends = [], []
     samplers.sample(
@@ -101,12 +108,7 @@ def test_batches_add_up():
     nodes = grid(LAW, 4, "quadratic")
     x = drawn(nodes, 0, 60)
     whole = fit(mixture(), nodes, x)
-    parts = [
-        Trajectories(
-            mixture(), part / float(nodes.sigma[0]), teacher_states(mixture(), nodes, part)
-        )
-        for part in x.split([10, 50])
-    ]
+    parts = [course(nodes, part) for part in x.split([10, 50])]
     table = fit_rows(parts, nodes)
     np.testing.assert_allclose(table.weights, whole.weights, rtol=1e-6, atol=1e-9)
     assert table.meta["fitted"] == {"base": "unipc-3", "samples": 60}
@@ -141,7 +143,7 @@ def test_a_teacher_meets_the_nodes_of_its_student():
     seen = []
     table = samplers.build("unipc-3", fine)
     samplers.sample(mixture(), table, x, callback=lambda state, x0: seen.append(state.x))
-    found = teacher_states(mixture(), nodes, x, substeps=4)
+    found = course(nodes, x, 4).states
     assert all(torch.equal(a, b) for a, b in zip(found, seen[3::4], strict=True))
 
 

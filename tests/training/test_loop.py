@@ -86,6 +86,16 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
     run(tmp_path, learning_rate=0.01, checkpointing_steps=2, validation_steps=3)
 
 
+def test_a_training_that_begins_anew_leaves_no_older_one_to_go_on_from(tmp_path):
+    run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=interrupting(2), learning_rate=0.01, resume_from_checkpoint="never")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+    _, found = run(tmp_path, learning_rate=0.01)
+    _, expected = run(tmp_path / "whole", learning_rate=0.01)
+    assert found == expected
+
+
 def test_a_checkpoint_can_be_named(tmp_path):
     often = {"checkpointing_steps": 4, "checkpoints_total_limit": None}
     _, expected = run(tmp_path, **often)
