@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import configs
-from ..distill.tables import FAMILY, TableConfig, learn_tables
+from ..distill.config import TableConfig
+from ..distill.tables import FAMILY, learn_tables
 from ..eval.models import NetworkModel, load_model, pick_device
 from . import console
 from .app import app

@@ -166,10 +166,10 @@ def normal_equations(
         ends = (objective.outputs(run.end_with(knob)) for knob in found)
         columns = torch.stack([(each - end).flatten() for each in ends])
         columns /= torch.tensor([size(knob, table) for knob in found]).to(columns)[:, None]
-        gap = (objective.outputs(batch.states[-1]) - end).flatten()
-        weighted = columns * objective.slope(gap)
+        gap = objective.outputs(batch.states[-1]) - end
+        weighted = columns * objective.slope(gap).flatten()
         gram += (weighted @ columns.T).cpu()
-        right += (weighted @ gap).cpu()
+        right += (weighted @ gap.flatten()).cpu()
     return gram, right
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from .. import samplers
 from ..eval.extractors import extractor, unrounded
-from ..eval.models import Draw, NetworkModel, label_rule
+from ..eval.models import NetworkModel
 from ..eval.progress import Progress, silent
-from ..eval.settings import SEEDS, STRICT, ExtractorConfig, ModelConfig
 from ..samplers import Tableau
-from ..samplers.fit import Free, Trajectories, fit_rows, teach
+from ..samplers.fit import Trajectories, fit_rows
 from ..schedules import grid
 from ..storage import digest
-from .gauss_newton import What, refine
+from ..training import accelerator_for, train
+from .config import TableConfig
+from .descent import table_task
+from .gauss_newton import refine
+from .learned import LearnedTable
+from .lessons import first_batches, pairs, taught
 from .nodes import place
 from .objective import Objective, distance
 from .teacher import Teacher
@@ -34,56 +36,8 @@ PEERS = ("unipc-3", "ipndm-2")
 PLACED: tuple[tuple[str, Literal["zero", "min"]], ...] = (
     *(("uniform", "zero"), ("karras", "zero"), ("leading", "min")),
 )
-
-
-class TableConfig(BaseModel):
-    """What tables are learned from, and how.
-
-    A teacher, `solver` at `teacher_steps`, is run once on `samples` + `held_out` noises from
-    `first_seed` on. For each NFE nodes are chosen by closed-form fits to the first `search` of them
-    (`place`, at most `moves` single moves), rows are fitted to all, and the numbers `what` are
-    refined by Gauss-Newton `steps` (0: the closed form alone), those that do best on the held-out
-    noises being kept. `free` as in `samplers.fit`; `eps`, `features` (of an extractor) and their
-    weight as in `Objective`.
-    """
-
-    model_config = STRICT
-
-    model: ModelConfig = ModelConfig(id="mnist")
-    nfe: tuple[PositiveInt, ...] = (5,)
-    solver: str = "unipc-3"
-    teacher_steps: PositiveInt = 64
-    spacing: str = "uniform"
-    samples: PositiveInt = 300
-    held_out: PositiveInt = 100
-    search: PositiveInt = 100
-    first_seed: NonNegativeInt = 2**31
-    labels: str | int = "balanced"
-    guidance: float = 1.0
-    moves: NonNegativeInt = 25
-    steps: NonNegativeInt = 6
-    what: tuple[What, ...] = ("weights", "times")
-    free: Free = "inner"
-    eps: PositiveFloat | None = 0.03
-    features: ExtractorConfig | None = None
-    feature_weight: PositiveFloat = 0.2
-    batch_size: PositiveInt = 100
-
-    @field_validator("nfe")
-    @classmethod
-    def ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        """Sort and drop repeats."""
-        if not value:
-            raise ValueError("give at least one number of evaluations")
-        return tuple(sorted(set(value)))
-
-    @field_validator("first_seed")
-    @classmethod
-    def room(cls, value: int) -> int:
-        """Refuse seeds that stand for the same noise."""
-        if value >= SEEDS - 2**20:
-            raise ValueError(f"first_seed must leave room for the samples below {SEEDS}")
-        return value
+# What decides no number of a table.
+ASIDE = {"nfe": True, "batch_size": True, "gradient_checkpointing": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +58,19 @@ def learn_tables(
 ) -> dict[int, Learned]:
     """Learn a table for every NFE of `config`, and write them to `folder`/tables.json.
 
-    One that `folder` holds already, learned in the same way, is not learned again: the same call
-    goes on where it was stopped. Raises ValueError for what the model cannot do.
+    What `folder` holds already, learned in the same way, is not learned again: the same call goes
+    on where it was stopped. Raises ValueError for what the model cannot do.
     """
-    nodes = grid(model.schedule, config.teacher_steps, config.spacing)
-    solver = samplers.build(config.solver, nodes)
     tables: dict[int, Learned] = {}
     teacher: Teacher | None = None
     for nfe in config.nfe:
         part = folder / f"table-{nfe:03d}.json"
-        key = digest(config.model_dump(mode="json", exclude={"nfe", "batch_size"}), nfe)
+        key = digest(config.model_dump(mode="json", exclude=ASIDE), nfe)
         known = stored(part, key, model.fingerprint)
         if known is None:
             if teacher is None:
-                teacher = taught(config, model, solver, progress)
-            known = learn(config, teacher, nfe, progress)
+                teacher = taught(config, model, folder / "teacher", progress)
+            known = learn(config, model, teacher, nfe, folder, progress)
             marks = {"learned": {"key": key, "model": model.fingerprint, **described(known)}}
             known.table.renamed(f"learned-{nfe}", **marks).save(part)
         tables[nfe] = known
@@ -142,51 +94,25 @@ def stored(path: Path, key: str, fingerprint: str) -> Learned | None:
     return Learned(table, float(marks["error"]), str(marks["peer"]), float(marks["peer_error"]))
 
 
-def taught(
-    config: TableConfig, model: NetworkModel, solver: Tableau, progress: Progress
-) -> Teacher:
-    """The teacher's trajectories: those for the search of nodes, the rest to learn from, others."""
-    batches: list[Trajectories] = []
-    total = config.samples + config.held_out
-    search = min(config.search, config.samples)
-    for first, last in ((0, search), (search, config.samples), (config.samples, total)):
-        for start in range(first, last, config.batch_size):
-            seeds = range(start, min(start + config.batch_size, last))
-            shifted = range(config.first_seed + seeds.start, config.first_seed + seeds.stop)
-            batches.append(batch_of(config, model, solver, shifted))
-            progress(seeds.stop, total, "the teacher's samples")
-    return Teacher(solver.grid, tuple(batches))
-
-
-@torch.no_grad()
-def batch_of(
-    config: TableConfig, model: NetworkModel, solver: Tableau, seeds: range
-) -> Trajectories:
-    """One batch of the teacher's trajectories."""
-    labels = label_rule(config.labels, model.classes, model.shape, seeds, "cpu")
-    denoiser = model.denoiser_of(Draw(seeds, labels, config.guidance))
-    x = samplers.noise(solver.grid, model.shape, seeds, device=model.device)
-    return teach(solver, denoiser, x / float(solver.grid.sigma[0]))
-
-
-def learn(config: TableConfig, teacher: Teacher, nfe: int, progress: Progress) -> Learned:
+def learn(
+    config: TableConfig,
+    model: NetworkModel,
+    teacher: Teacher,
+    nfe: int,
+    folder: Path,
+    progress: Progress,
+) -> Learned:
     """The table of one NFE."""
-    search, count = (first_batches(teacher, n) for n in (config.search, config.samples))
+    count = first_batches(teacher.batches, config.samples)
     objective = objective_of(config, teacher)
-    chosen = place(
-        teacher.part(0, search),
-        nfe,
-        moves=config.moves,
-        free=config.free,
-        objective=objective,
-        progress=progress,
-    )
-    nodes, met = teacher.trajectories(chosen.places)
-    held_out = met[count:]
-    table = fit_rows(met[:count], nodes, free=config.free)
+    lessons, held_out = teacher.batches[:count], teacher.batches[count:]
+    if config.fitted:
+        table = closest(config, teacher.part(0, count), nfe, objective, progress)
+    else:
+        table = samplers.build(config.base, grid(model.schedule, nfe, config.spacing))
     if config.steps:
         table = refine(
-            met[:count],
+            lessons,
             table,
             what=config.what,
             steps=config.steps,
@@ -195,32 +121,61 @@ def learn(config: TableConfig, teacher: Teacher, nfe: int, progress: Progress) -
             held_out=held_out,
             progress=progress,
         )
+    if config.training is not None:
+        module = LearnedTable(table, config.what, base=config.base, free=config.free)
+        task = table_task(
+            module,
+            pairs(config, model, lessons),
+            held_out,
+            objective,
+            batch_size=config.train_batch_size,
+            seed=config.training.seed,
+            ball=config.ball,
+            gradient_checkpointing=config.gradient_checkpointing,
+            facts={"model": model.fingerprint, "begun": table.to_dict()},
+        )
+        out = folder / f"training-{nfe:03d}"
+        train(task, config.training, out, accelerator_for(config.training, out), progress)
+        candidates = (table, module.table())
+        table = min(candidates, key=lambda each: objective.loss(held_out, each))
     found = peers(teacher, held_out, nfe)
     peer = min(found, key=lambda name: found[name])
     return Learned(table, distance(held_out, table), peer, found[peer])
 
 
+def closest(
+    config: TableConfig, teacher: Teacher, nfe: int, objective: Objective, progress: Progress
+) -> Tableau:
+    """The closed form on the nodes that suit it best."""
+    chosen = place(
+        teacher.part(0, first_batches(teacher.batches, min(config.search, config.samples))),
+        nfe,
+        moves=config.moves,
+        base=config.base,
+        free=config.free,
+        objective=objective,
+        progress=progress,
+    )
+    nodes, met = teacher.trajectories(chosen.places)
+    return fit_rows(met, nodes, base=config.base, free=config.free)
+
+
 def objective_of(config: TableConfig, teacher: Teacher) -> Objective:
     """The objective, with features in units of their deviation over the teacher's samples."""
     if config.features is None:
-        return Objective(config.eps)
+        return Objective(config.loss, config.eps)
     ends = torch.cat([batch.states[-1] for batch in teacher.batches])
     built = extractor(config.features.id, ends.device, **config.features.options)
-    scale = unrounded(built, ends).std(0).mean()
+    with torch.no_grad():
+        scale = unrounded(built, ends).std(0).mean()
 
     def features(x: Tensor) -> Tensor:
         return unrounded(built, x) / scale
 
-    return Objective(config.eps, features, config.feature_weight)
+    return Objective(config.loss, config.eps, features, config.feature_weight)
 
 
-def first_batches(teacher: Teacher, samples: int) -> int:
-    """How many of the first batches have that many samples."""
-    ends = itertools.accumulate(len(batch.z) for batch in teacher.batches)
-    return 1 + next(i for i, end in enumerate(ends) if end >= samples)
-
-
-def peers(teacher: Teacher, held_out: list[Trajectories], nfe: int) -> dict[str, float]:
+def peers(teacher: Teacher, held_out: Sequence[Trajectories], nfe: int) -> dict[str, float]:
     """How far known solvers end from the teacher, by solver and spacing."""
     law = teacher.grid.require_schedule()
     found = {}

@@ -54,7 +54,7 @@ class NetworkDenoiser:
             inputs = inputs.to(self.dtype)
         # Filled on the device: no copy, no synchronisation; float labels are never rounded.
         label = (
-            call.label.to(x.device, torch.float32)
+            call.label.to(x.device, torch.float32).expand(len(x))
             if isinstance(call.label, Tensor)
             else torch.full((len(x),), call.label, dtype=torch.float32, device=x.device)
         )

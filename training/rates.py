@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers.optimization import get_scheduler
 
 from .settings import TrainingSettings
 
 
 def rate(settings: TrainingSettings, optimizer: torch.optim.Optimizer) -> Callable[[int], float]:
     """The factor of the learning rate at a step, a function of the step alone."""
+    # Here, because it takes seconds to import.
+    from diffusers.optimization import get_scheduler
+
     made = get_scheduler(
         settings.lr_scheduler,
         optimizer,

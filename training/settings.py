@@ -73,3 +73,18 @@ FREE = (
     "resume_from_checkpoint",
     "report_to",
 )
+
+
+def gathered(values: Any) -> Any:
+    """Settings in which those of the training, told by name, are where they belong.
+
+    {"learning_rate": 1e-3, ...} becomes {"training": {"learning_rate": 1e-3}, ...}; a value that is
+    no mapping is for pydantic to refuse.
+    """
+    if not isinstance(values, dict):
+        return values
+    known = {key: value for key, value in values.items() if key in TrainingSettings.model_fields}
+    if not known:
+        return values
+    rest = {key: value for key, value in values.items() if key not in known}
+    return {**rest, "training": {**(rest.get("training") or {}), **known}}

@@ -80,11 +80,11 @@ class Extractor:
         return Outputs(features.float(), *(None if each is None else each.float() for each in more))
 
 
-@torch.no_grad()
 def unrounded(extractor: Extractor, images: Tensor) -> Tensor:
     """Features [N, D] of images [N, C, H, W] in [-1, 1] that are not rounded to uint8 before.
 
-    For differences smaller than a step of uint8; for numbers to be reported call the extractor.
+    For differences smaller than a step of uint8, and for gradients; for numbers to be reported call
+    the extractor.
     """
     levels = (images.float().clamp(-1, 1) + 1) * 127.5
     if levels.shape[1] == 1 and extractor.channels:

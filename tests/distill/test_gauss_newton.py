@@ -138,15 +138,15 @@ def test_a_last_row_that_is_not_free_stays_exact_on_constants():
 def test_small_errors_count_more_in_a_robust_objective():
     met, table = fitted(4, 200)
     squares, robust = (
-        refine(met, table, steps=4, objective=Objective(eps)) for eps in (None, 0.01)
+        refine(met, table, steps=4, objective=Objective(kind, 0.01)) for kind in ("l2", "l1")
     )
-    assert Objective(0.01).loss(met, robust) < Objective(0.01).loss(met, squares)
+    assert Objective("l1", 0.01).loss(met, robust) < Objective("l1", 0.01).loss(met, squares)
     assert distance(met, squares) < distance(met, robust)
 
 
 def test_features_join_the_pixels():
     met, table = fitted(4, 200)
-    mixed = Objective(None, lambda x: x[:, :4].cumsum(1), 1.0)
+    mixed = Objective("l2", features=lambda x: x[:, :4].cumsum(1), weight=1.0)
     found = refine(met, table, steps=4, objective=mixed)
     plain = refine(met, table, steps=4)
     assert mixed.loss(met, found) < mixed.loss(met, table)

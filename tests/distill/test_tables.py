@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.distill.tables import FAMILY, TableConfig, first_batches, learn_tables, taught
+from fewstep.distill.config import TableConfig
+from fewstep.distill.lessons import first_batches, taught
+from fewstep.distill.tables import FAMILY, learn_tables
 from fewstep.eval.models import Draw
 from fewstep.eval.settings import SolverConfig, table_within
 from fewstep.schedules import EDM, grid
@@ -80,12 +82,10 @@ def test_tables_are_of_the_scale_that_they_were_learned_for(tmp_path):
     assert abs(plain.weights - guided.weights).max() > 1e-2
 
 
-def test_the_first_batches_are_for_the_search():
-    model = curved()
-    nodes = grid(model.schedule, 20, "uniform")
-    found = taught(config(), model, samplers.build("unipc-3", nodes), lambda *done: None)
-    assert [len(each.z) for each in found.batches] == [8, 10, 6, 8]
-    assert (first_batches(found, 8), first_batches(found, 24)) == (1, 3)
+def test_the_first_batches_are_for_the_search(tmp_path):
+    batches = taught(config(), curved(), tmp_path).batches
+    assert [len(each.z) for each in batches] == [8, 10, 6, 8]
+    assert (first_batches(batches, 8), first_batches(batches, 24)) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,39 @@ def test_a_file_of_tables_is_a_solver(tmp_path):
     assert (table.nfe, table.name) == (4, "tables")
     with pytest.raises(ValueError, match=r"has tables of VPDiscrete.*, not of EDM"):
         table_within(EDM(), SolverConfig(name=path), 10, "karras", "zero")
+
+
+def test_a_training_follows_and_what_is_better_is_kept(tmp_path):
+    plain = learn_tables(config(fitted=False, steps=0), curved(), tmp_path / "a")[3]
+    np.testing.assert_array_equal(
+        plain.table.weights,
+        samplers.build("unipc-3", grid(curved().schedule, 3, "uniform")).weights,
+    )
+    changes = {"fitted": False, "steps": 0, "train_batch_size": 12, "validation_steps": 10}
+    trained = config(**changes, max_train_steps=40, learning_rate=1e-2)
+    assert trained.training.max_train_steps == 40
+    found = learn_tables(trained, curved(), tmp_path / "b")[3]
+    assert found.error < 0.8 * plain.error
+    # A step far too long is not kept.
+    wild = config(**changes, max_train_steps=2, learning_rate=10.0)
+    kept = learn_tables(wild, curved(), tmp_path / "c")[3]
+    assert kept.error == pytest.approx(plain.error)
+
+
+def test_the_teacher_is_asked_once(tmp_path):
+    model, calls = counted()
+    taught(config(), model, tmp_path)
+    assert sum(calls) == 20 * 32
+    taught(config(nfe=[4]), model, tmp_path)
+    assert sum(calls) == 20 * 32
+    sorted(tmp_path.iterdir())[0].write_bytes(b"damaged")
+    taught(config(), model, tmp_path)
+    assert sum(calls) == 20 * (32 + 8)
+
+
+def test_another_teacher_is_not_taken_from_the_files(tmp_path):
+    one = taught(config(), curved(), tmp_path).batches[0].states[-1]
+    other = taught(config(guidance=2.0), curved(), tmp_path).batches[0].states[-1]
+    assert not torch.equal(one, other)
+    again = taught(config(), curved(), tmp_path).batches[0]
+    assert torch.equal(one, again.states[-1])

@@ -1,0 +1,88 @@
+"""What tables are learned from, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from ..eval.settings import SEEDS, STRICT, ExtractorConfig, ModelConfig
+from ..samplers.fit import Free
+from ..training import TrainingSettings, gathered
+from .gauss_newton import What
+from .objective import Kind
+
+
+class TableConfig(BaseModel):
+    """What tables are learned from, and how.
+
+    A teacher, `solver` at `teacher_steps`, is run once on `samples` + `held_out` noises from
+    `first_seed` on. For each NFE nodes are chosen by closed-form fits to the first `search` of them
+    (`place`, at most `moves` single moves) and rows are fitted to all, or, without `fitted`, the
+    solver `base` on `spacing` is begun with. The numbers `what` are refined by Gauss-Newton
+    `steps`, then by a `training` if there is one (its settings may stand here by their own names:
+    `max_train_steps`, `learning_rate`, ..), in batches of `train_batch_size`; what does best on the
+    held-out noises is kept.
+
+    `free` as in `samplers.fit`; `loss`, `eps`, `features` (of an extractor) and their weight as in
+    `Objective`; `base`, `ball` and `gradient_checkpointing` as in `table_task`.
+    """
+
+    model_config = STRICT
+
+    model: ModelConfig = ModelConfig(id="mnist")
+    nfe: tuple[PositiveInt, ...] = (5,)
+    solver: str = "unipc-3"
+    teacher_steps: PositiveInt = 64
+    spacing: str = "uniform"
+    samples: PositiveInt = 300
+    held_out: PositiveInt = 100
+    search: PositiveInt = 100
+    first_seed: NonNegativeInt = 2**31
+    labels: str | int = "balanced"
+    guidance: float = 1.0
+    base: str = "unipc-3"
+    fitted: bool = True
+    moves: NonNegativeInt = 25
+    steps: NonNegativeInt = 6
+    what: tuple[What, ...] = ("weights", "times")
+    free: Free = "inner"
+    loss: Kind = "l1"
+    eps: PositiveFloat = 0.03
+    features: ExtractorConfig | None = None
+    feature_weight: PositiveFloat = 0.2
+    training: TrainingSettings | None = None
+    train_batch_size: PositiveInt = 48
+    ball: NonNegativeFloat = 0.0
+    gradient_checkpointing: bool = False
+    batch_size: PositiveInt = 100
+
+    @model_validator(mode="before")
+    @classmethod
+    def by_name(cls, values: Any) -> Any:
+        """Accept settings of the training by their own names."""
+        return gathered(values)
+
+    @field_validator("nfe")
+    @classmethod
+    def ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        """Sort and drop repeats."""
+        if not value:
+            raise ValueError("give at least one number of evaluations")
+        return tuple(sorted(set(value)))
+
+    @field_validator("first_seed")
+    @classmethod
+    def room(cls, value: int) -> int:
+        """Refuse seeds that stand for the same noise."""
+        if value >= SEEDS - 2**20:
+            raise ValueError(f"first_seed must leave room for the samples below {SEEDS}")
+        return value
