@@ -176,6 +176,26 @@ def key_values(option: str, texts: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def flag_values(words: list[str]) -> dict[str, Any]:
+    """What "--key value" or "--key=value" words say, as `key_values`; "-" in a key is "_".
+
+    A flag without a value is true. ValueError for words that belong to no flag.
+    """
+    texts: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            texts.append(word.removeprefix("--"))
+        elif texts and "=" not in texts[-1]:
+            texts[-1] += f"={word}"
+        else:
+            raise ValueError(f"unexpected argument {word!r}: settings are --key value")
+    pairs = (text.partition("=") for text in texts)
+    return key_values(
+        "flags",
+        [f"{key.replace('-', '_')}={value if equals else 'true'}" for key, equals, value in pairs],
+    )
+
+
 def listed(text: str | None) -> list[str] | None:
     """The items of a comma-separated option."""
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]

@@ -11,35 +11,52 @@ from .. import configs
 from ..distill.config import TableConfig
 from ..distill.tables import FAMILY, learn_tables
 from ..eval.models import NetworkModel, load_model, pick_device
+from ..eval.settings import ModelConfig
 from . import console
 from .app import app
-from .console import Device, key_values, listed, print_table, progress_bar
+from .console import Device, flag_values, key_values, listed, print_table, progress_bar
 
 group = typer.Typer(
-    help="Learn samplers from better ones; each result is a file of numbers.",
+    help="Learn samplers from better ones: tables of numbers, discrete samplers, or networks.",
     no_args_is_help=True,
 )
 app.add_typer(group, name="distill")
 
-ModelName = Annotated[str, typer.Option(help="As in `fewstep generate`.")]
-Evaluations = Annotated[str, typer.Option(help="Network evaluations per image, such as 3,5,8.")]
-Guidance = Annotated[float, typer.Option(help="Scale that it is learned for; 1 is off.")]
+# Settings by diffusers' names, such as --learning_rate 1e-3, stand beside the options.
+ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ModelName = Annotated[str | None, typer.Option(help="As in `fewstep generate`.")]
+Evaluations = Annotated[
+    str | None, typer.Option(help="Network evaluations per image, such as 3,5,8.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="Scale that it is learned for; 1 is off (the default).")
+]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="key=value for any other setting, repeatable, such as labels=3."),
+    typer.Option(
+        "--set",
+        help="key=value for any other setting, repeatable; or --key value, as in diffusers' "
+        "scripts.",
+    ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="The folder of the result.")]
+Run = Annotated[
+    str, typer.Argument(help="A name in configs/distill, or a YAML file.", show_default=True)
+]
 
 
-@app.command()
+@app.command(context_settings=ANY_SETTING)
 def fit(
+    context: typer.Context,
     model: ModelName = "mnist",
     nfe: Evaluations = "5",
     samples: Annotated[int, typer.Option(min=2, help="Trajectories of the teacher.")] = 160,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     change: Settings = None,
     device: Device = "auto",
-    folder: Out = Path("runs/fit"),
+    folder: Annotated[Path, typer.Option("--out", help="The folder of the result.")] = Path(
+        "runs/fit"
+    ),
 ) -> None:
     """Fit tables to a teacher in closed form: no gradients, a minute for five evaluations.
 
@@ -50,53 +67,139 @@ def fit(
     Then: fewstep bench mnist --solvers runs/fit/tables.json, or in Python
     fewstep.use(pipe, "runs/fit/tables.json").
     """
-    given = {"samples": samples, "held_out": max(samples // 4, 1), "search": min(samples, 40)}
-    given |= {"teacher_steps": 24, "moves": 0, "steps": 2}
-    learned(model, nfe, {**given, "guidance": guidance}, change, device, folder)
+    values: dict[str, Any] = {"samples": samples, "held_out": max(samples // 4, 1)}
+    values |= {"search": min(samples, 40), "teacher_steps": 24, "moves": 0, "steps": 2}
+    given = {"model": model, "nfe": listed(nfe), "guidance": guidance}
+    learned(overridden(values, given, context.args, change), device, folder)
 
 
-@group.command()
+@group.command(context_settings=ANY_SETTING)
 def table(
-    model: ModelName = "mnist",
-    nfe: Evaluations = "3,4,5,6,8,10",
-    samples: Annotated[int, typer.Option(min=2, help="Trajectories to learn from.")] = 300,
-    held_out: Annotated[int, typer.Option(min=1, help="More, to choose by.")] = 100,
-    steps: Annotated[int, typer.Option(min=0, help="Gauss-Newton steps; 0: closed form.")] = 6,
-    guidance: Guidance = 1.0,
+    context: typer.Context,
+    run: Run = "tables",
+    model: ModelName = None,
+    nfe: Evaluations = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Trajectories to learn from (300).")
+    ] = None,
+    held_out: Annotated[int | None, typer.Option(min=1, help="More, to choose by (100).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Gauss-Newton steps (6); 0: closed form.")
+    ] = None,
+    guidance: Guidance = None,
     change: Settings = None,
     device: Device = "auto",
-    folder: Out = Path("runs/tables"),
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
+    ] = None,
 ) -> None:
     """Learn tables for a model: the nodes and all coefficients, a few minutes for each NFE.
 
     First as `fewstep fit`, then Gauss-Newton steps on the distance of the samples to the teacher's,
-    as long as they help on held-out noises. The same command goes on where it was stopped.
+    as long as they help on held-out noises; with --max_train_steps N a descent by gradients
+    follows. The same command goes on where it was stopped.
+
+    Examples: fewstep distill table --nfe 5
+
+    fewstep distill table --model FOLDER --nfe 4,6 --max_train_steps 500 --learning_rate 2e-3
     """
-    given = {"samples": samples, "held_out": held_out, "steps": steps, "guidance": guidance}
-    learned(model, nfe, given, change, device, folder)
+    name, flags = (run, context.args)
+    if run.startswith("-"):
+        # The first word is a setting: no run was named.
+        name, flags = "tables", [run, *context.args]
+    values = configs.read(configs.find("distill", name))
+    if model is not None and model != values.get("model"):
+        # What a run says of features is about its own model.
+        values.pop("features", None)
+    given = {
+        "model": model,
+        "nfe": listed(nfe),
+        "samples": samples,
+        "held_out": held_out,
+        "steps": steps,
+        "guidance": guidance,
+    }
+    target = folder or Path("runs") / Path(name).stem
+    learned(overridden(values, given, flags, change), device, target)
 
 
-def learned(
-    model: str,
-    nfe: str,
-    given: dict[str, Any],
-    change: list[str] | None,
-    device: str,
-    folder: Path,
+@group.command(context_settings=ANY_SETTING)
+def mmd(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="A name in configs/distill, or a YAML file.")],
+    model: ModelName = None,
+    data: Annotated[
+        str | None, typer.Option(help="The real images: a folder, a .zip, an .npz.")
+    ] = None,
+    nfe: Annotated[int | None, typer.Option(min=1, help="Network evaluations per image.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Which samples are trained: see `fewstep solvers`.")
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(min=1, help="Rank of adapters to train instead of all weights.")
+    ] = None,
+    change: Settings = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
+    ] = None,
 ) -> None:
-    """Learn tables, and print how they do."""
-    values = {"model": model, "nfe": listed(nfe), **given, **key_values("--set", change)}
-    config = configs.checked(TableConfig, values, "settings")
+    """Fine-tune a network for few steps of one sampler, on the statistics of its samples.
+
+    Batches of samples are made like batches of real images in features of an extractor (MMD-DDM);
+    the result, OUT/model, is a pipeline with the network and its sampler. It is for that sampler
+    at that number of steps: with others it may be worse than before. The same command goes on
+    where it was stopped; `accelerate launch -m fewstep.cli distill mmd ..` uses many devices.
+
+    Example: fewstep distill mmd mmd-mnist --max_train_steps 100 --learning_rate 5e-5
+    """
+    # Here, because trainers take seconds to import.
+    from ..distill.finetune import MMDConfig, finetune
+
+    values = configs.read(configs.find("distill", run))
+    if model is not None or data is not None:
+        said = ModelConfig.model_validate(values["model"])
+        changes = {"id": model or said.id, "data": data or (said.data if model is None else None)}
+        values["model"] = {k: v for k, v in changes.items() if v is not None}
+    given = {"nfe": nfe, "solver": solver, "lora": lora}
+    config = configs.checked(MMDConfig, overridden(values, given, context.args, change), "settings")
+    target = folder or Path("runs") / Path(run).stem
+    loaded = network_of(config.model, device)
+    with progress_bar(f"tune {loaded.name}") as progress:
+        tuned = finetune(config, loaded, target, progress)
+    rows = [
+        [name, f"{tuned.before[name]:.5f}", f"{each:.5f}"] for name, each in tuned.after.items()
+    ]
+    title = f"kernel distances of {config.validation_images} samples, NFE {tuned.table.nfe}"
+    print_table(title, ["features", "before", "after"], rows)
+    console.out.print(f"pipeline: {tuned.folder}", highlight=False, soft_wrap=True)
+
+
+def overridden(
+    values: dict[str, Any], given: dict[str, Any], flags: list[str], change: list[str] | None
+) -> dict[str, Any]:
+    """Settings with those of options, flags and --set in their place."""
+    said = {key: value for key, value in given.items() if value is not None}
+    return {**values, **said, **flag_values(flags), **key_values("--set", change)}
+
+
+def network_of(config: ModelConfig, device: str) -> NetworkModel:
+    """The model of a training; ValueError for one that is no network."""
     loaded = load_model(
-        config.model.id,
-        pick_device(device),
-        dtype=config.model.dtype,
-        trust_pickle=config.model.trust_pickle,
+        config.id, pick_device(device), dtype=config.dtype, trust_pickle=config.trust_pickle
     )
     if not isinstance(loaded, NetworkModel):
         raise ValueError(
-            f"{model} is a whole pipeline with a loop of its own; tables are learned for networks"
+            f"{config.id} is a whole pipeline with a loop of its own; samplers are learned for "
+            "networks"
         )
+    return loaded
+
+
+def learned(values: dict[str, Any], device: str, folder: Path) -> None:
+    """Learn tables, and print how they do."""
+    config = configs.checked(TableConfig, values, "settings")
+    loaded = network_of(config.model, device)
     with progress_bar(f"tables for {loaded.name}") as progress:
         found = learn_tables(config, loaded, folder, progress)
     rows = [

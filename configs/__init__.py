@@ -62,8 +62,12 @@ def explained(model: type[BaseModel], place: Sequence[str | int], found: Mapping
     if found["type"] != "extra_forbidden":
         return said
     keys = keys_at(model, place[:-1])
-    near = get_close_matches(str(place[-1]), keys, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(keys)}"
+    inside = {sub: key for key in keys for sub in keys_at(model, [*place[:-1], key])}
+    near = get_close_matches(str(place[-1]), [*keys, *inside], 1)
+    hint = f"there is {', '.join(keys)}"
+    if near:
+        hint = f"did you mean {near[0]}"
+        hint += "?" if near[0] in keys else f" (of {inside[near[0]]})?"
     return f"{'.'.join(map(str, place))}: no such key; {hint}" if keys else said
 
 

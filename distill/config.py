@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import (
     BaseModel,
@@ -86,3 +86,12 @@ class TableConfig(BaseModel):
         if value >= SEEDS - 2**20:
             raise ValueError(f"first_seed must leave room for the samples below {SEEDS}")
         return value
+
+    @model_validator(mode="after")
+    def enough(self) -> Self:
+        """Refuse a training in batches of more samples than there are."""
+        if self.training is not None and self.train_batch_size > self.samples:
+            raise ValueError(
+                f"train_batch_size {self.train_batch_size} is more than the {self.samples} samples"
+            )
+        return self

@@ -57,7 +57,7 @@ def table_task(
     `gradient_checkpointing` keeps the activations of one network call at a time.
     """
     if batch_size > len(pairs.z):
-        raise ValueError(f"a batch of {batch_size} needs more than {len(pairs.z)} pairs")
+        raise ValueError(f"a batch of {batch_size} needs as many pairs, there are {len(pairs.z)}")
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
         index = shuffled(len(pairs.z), batch_size, seed, step)

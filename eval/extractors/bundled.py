@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from ... import zoo
@@ -35,9 +37,13 @@ def flat(images: Tensor) -> Tensor:
     return images.flatten(1).float() / 255
 
 
-def mnist_classifier() -> Extractor:
-    """The bundled digit classifier: 64 features and 10 logits of gray 28 x 28 images."""
-    classifier = zoo.mnist_classifier()
+def mnist_classifier(path: str | None = None) -> Extractor:
+    """The bundled digit classifier: 64 features and 10 logits of gray 28 x 28 images.
+
+    `path` is the folder of another that `fewstep train mnist-classifier` made, such as one that
+    judges what was trained with the bundled one.
+    """
+    classifier = zoo.mnist_classifier() if path is None else zoo.load_classifier(Path(path))
     facts = {"weights": fingerprint(classifier), "layer": "penultimate", "range": "-1 to 1"}
     network = FeaturesAndLogits(classifier)
     name = f"mnist-classifier-{classifier.width}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from fewstep import samplers, use
 from fewstep.cli import app, console
@@ -65,3 +66,36 @@ def test_a_pipeline_with_a_loop_of_its_own_is_refused(tmp_path):
     tiny.stable_diffusion().save_pretrained(tmp_path / "sd")
     said = run("fit", "--model", tmp_path / "sd", "--out", tmp_path / "out", code=2)
     assert "prompts" in said
+
+
+def test_settings_have_the_names_of_diffusers_scripts(tmp_path, pipe):
+    options = ("--model", pipe, *QUICK, "--out", tmp_path, "--nfe", 2)
+    flags = ("--learning-rate=1e-3", "--moves", 0, "--train-batch-size", 4)
+    run("distill", "table", *options, "--max_train_steps", 2, *flags)
+    assert len((tmp_path / "training-002" / "metrics.jsonl").read_text().splitlines()) == 2
+    # The first word may be a setting, too.
+    assert "training.learning_rate" in run(
+        "distill", "table", "--learning_rate", "fast", *options, code=2
+    )
+    assert "unexpected argument '7'" in run("fit", *options, "--moves", 1, 7, code=2)
+    assert "is more than the 8 samples" in run("fit", *options, "--max_train_steps", 1, code=2)
+    assert "did you mean max_train_steps" in run("fit", *options, "--max_train_step", 1, code=2)
+
+
+def test_a_network_is_tuned(tmp_path):
+    tiny.ddpm().save_pretrained(tmp_path / "pipe")
+    size = tiny.ddpm().unet.config.sample_size
+    channels = tiny.ddpm().unet.config.in_channels
+    pixels = np.random.default_rng(0).integers(0, 255, (20, size, size, channels), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", pixels)
+    options = (
+        "--model", tmp_path / "pipe", "--data", tmp_path / "images.npz", "--nfe", 2,
+        "--train_batch_size", 4, "--max_train_steps", 2, "--validation_images", 4,
+        "--set", "spaces=[{features: pixels}]", "--device", "cpu", "--out", tmp_path / "out",
+    )  # fmt: skip
+    said = run("distill", "mmd", "mmd-mnist", *options)
+    assert "kd_pixels" in said
+    assert (tmp_path / "out" / "model" / "model_index.json").exists()
+    assert "no configuration 'nope'; there is mmd-mnist, tables" in run(
+        "distill", "mmd", "nope", code=2
+    )

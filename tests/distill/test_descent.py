@@ -79,7 +79,7 @@ def test_accumulated_parts_and_checkpointed_calls_are_the_same_training(tmp_path
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     with pytest.raises(ValueError, match="64 cannot be divided into 3"):
         learned(tmp_path, 3, ("weights",), steps=1, gradient_accumulation_steps=3)
-    with pytest.raises(ValueError, match="needs more than 20 pairs"):
+    with pytest.raises(ValueError, match="needs as many pairs, there are 20"):
         learned(tmp_path, 3, ("weights",), steps=1, pairs=pairs(20))
 
 
