@@ -101,6 +101,15 @@ class MarkovChain:
             at = at @ self.transition
         return total / (self.length - 1)
 
+    def pair_divergence(self, x: Tensor) -> float:
+        """KL in nats of the chain's pairs of neighbours from those in x [n, length].
+
+        One count is added, spread as the chain does it, so that the value is finite. Samples of the
+        chain itself have about S^2 / (2 n length) on average, not 0.
+        """
+        found, p = pair_counts(x, self.states), self.pairs()
+        return float(divergence(p, (found + p) / (found.sum() + 1)))
+
     def bits_per_token(self, x: Tensor) -> float:
         """Mean of -log2 p / length over sequences x [n, length]."""
         return -float(self.log_probability(x).mean()) / math.log(2) / self.length
@@ -128,9 +137,12 @@ def dirichlet(states: int, length: int, seed: int, concentration: float = 1.0) -
     return MarkovChain(laws[0], laws[1:], length)
 
 
-def bigrams(tokens: Tensor, states: int, length: int) -> MarkovChain:
-    """The chain of the bigrams of a text, tokens [n]."""
-    counts = pair_counts(tokens[None], states)
+def bigrams(tokens: Tensor, states: int, length: int, smoothing: float = 0.0) -> MarkovChain:
+    """The chain of the bigrams of a text, tokens [n]; `smoothing` is added to every count.
+
+    Without it the text rules some bigrams out, and a single one in a sample takes all likelihood.
+    """
+    counts = pair_counts(tokens[None], states) + smoothing
     if (counts.sum(1) == 0).any():
         raise ValueError(f"token {int((counts.sum(1) == 0).int().argmax())} begins no bigram")
     return MarkovChain(shares(counts.sum(1)), shares(counts), length)
@@ -146,8 +158,12 @@ def sequences(states: int, length: int) -> Tensor:
     """All sequences, int64 [states^length, length], the last site running fastest."""
     if states**length > MOST:
         raise ValueError(f"{states}^{length} sequences are too many to enumerate (most: {MOST})")
-    codes = torch.arange(states**length)[:, None]
-    return codes // states ** torch.arange(length - 1, -1, -1) % states
+    return digits(torch.arange(states**length), states, length)
+
+
+def digits(codes: Tensor, base: int, length: int) -> Tensor:
+    """Numbers [n] written with `length` digits, int64 [n, length], the highest first."""
+    return codes[:, None] // base ** torch.arange(length - 1, -1, -1) % base
 
 
 def shares(weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chains import sequences
+from .chains import digits, sequences
 from .executor import LogScore, transition
 from .table import JumpTable
 
@@ -21,32 +21,28 @@ def output_law(log_score: LogScore, table: JumpTable, length: int) -> Tensor:
     A table that does not end at clean data gives the law over the vocabulary.
     """
     every = sequences(table.kernel.vocabulary, length)
-    mass = site_product(table.kernel.law().expand(1, length, -1))[0]
-    # Each line is a history: codes of the states `kept`, and its probability.
+    v = len(every)
+    # Histories are codes of the states `kept`, each with its probability.
     kept: tuple[int, ...] = (0,)
-    codes = torch.arange(len(every))[:, None]
+    mass = site_product(table.kernel.law().expand(1, length, -1))[0]
     known: dict[int, Tensor] = {}
     for n in range(table.nfe):
         known[n] = log_score(every, table.node(n))
-        some = mass.detach() > 0
-        codes, mass = codes[some], mass[some]
-        wanted = (*table.live[n], n + 1) if n + 1 < table.nfe else (n + 1,)
-        column = [kept.index(k) for k in wanted[:-1]]
-        joint = torch.zeros(len(every) ** len(wanted), dtype=torch.float64)
-        size = max(1, PIECE // len(every))
-        for part, weight in zip(codes.split(size), mass.split(size), strict=True):
-            states = {k: every[part[:, i]] for i, k in enumerate(kept)}
-            scores = {k: known[k][part[:, i]] for i, k in enumerate(kept)}
-            moved = weight[:, None] * site_product(transition(table, n, states, scores))
-            place = torch.zeros(len(part), dtype=torch.long)
-            for i in column:
-                place = place * len(every) + part[:, i]
-            index = place[:, None] * len(every) + torch.arange(len(every))
-            joint = joint.index_add(0, index.flatten(), moved.flatten())
+        some = mass.detach().nonzero()[:, 0]
+        wanted = (*table.live[n], n + 1)
+        joint = torch.zeros(v ** len(wanted), dtype=torch.float64)
+        for piece in some.split(max(1, PIECE // v)):
+            at = dict(zip(kept, digits(piece, v, len(kept)).T, strict=True))
+            states = {k: every[code] for k, code in at.items()}
+            scores = {k: known[k][code] for k, code in at.items()}
+            moved = mass[piece, None] * site_product(transition(table, n, states, scores))
+            place = torch.zeros_like(piece)
+            for k in table.live[n]:
+                place = place * v + at[k]
+            joint = joint.index_add(
+                0, (place[:, None] * v + torch.arange(v)).flatten(), moved.flatten()
+            )
         kept, mass = wanted, joint
-        lines = torch.arange(len(joint))[:, None]
-        powers = len(every) ** torch.arange(len(wanted) - 1, -1, -1)
-        codes = lines // powers % len(every)
     if table.clean:
         mass = mass[(every < table.kernel.states).all(1)]
     return mass

@@ -92,6 +92,8 @@ def test_bigrams_of_a_text():
         / torch.tensor([1.0, 3, 1]).double()[:, None],
     )
     torch.testing.assert_close(chain.initial, torch.tensor([2, 3, 1]).double() / 6)
+    smooth = bigrams(text, 4, 5, smoothing=0.5).transition
+    torch.testing.assert_close(smooth[2], torch.tensor([1.5, 0.5, 0.5, 0.5]).double() / 3)
     with pytest.raises(ValueError, match="token 3 begins no bigram"):
         bigrams(text, 4, 5)
 
@@ -101,6 +103,12 @@ def test_pairs_and_bits_of_samples_are_those_of_the_law():
     counts = pair_counts(x, 3)
     assert counts.sum() == 150000
     torch.testing.assert_close(counts / 150000, CHAIN.pairs(), atol=0.005, rtol=0)
+    assert 0 < CHAIN.pair_divergence(x) < 1e-4
+    # Few samples lack some pairs; another chain has other pairs.
+    assert 0.01 < CHAIN.pair_divergence(x[:5]) < math.inf
+    other = dirichlet(3, 4, seed=3)
+    between = float(divergence(other.pairs(), CHAIN.pairs()))
+    assert other.pair_divergence(x) == pytest.approx(between, rel=0.05)
     law = CHAIN.law()
     entropy = -float((law * law.log2()).sum()) / 4
     assert CHAIN.bits_per_token(x) == pytest.approx(entropy, abs=0.01)

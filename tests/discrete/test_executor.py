@@ -19,6 +19,7 @@ from fewstep.discrete import (
     output_law,
     record,
     sample,
+    scores,
     start,
     transition,
 )
@@ -84,11 +85,11 @@ def test_a_row_is_what_the_formula_says(world, seed):
     states = {
         k: torch.randint(table.kernel.vocabulary, (5, 4), generator=generator) for k in range(3)
     }
-    scores = {k: torch.randn((5, 4, 3), generator=generator).double() for k in range(3)}
+    log_scores = {k: torch.randn((5, 4, 3), generator=generator).double() for k in range(3)}
     for n in range(3):
-        found = transition(table, n, states, scores)
+        found = transition(table, n, states, log_scores)
         for b, i in itertools.product(range(5), range(4)):
-            expected = row_by_hand(table, n, states, scores, b, i)
+            expected = row_by_hand(table, n, states, log_scores, b, i)
             assert found[b, i].tolist() == pytest.approx(expected, abs=1e-12)
 
 
@@ -108,10 +109,12 @@ def test_rows_are_laws_for_any_hazard(world, name, phi, beta, spread, seed, dtyp
     states = {
         k: torch.randint(table.kernel.vocabulary, (3, 5), generator=generator) for k in range(4)
     }
-    scores = {k: spread * torch.randn((3, 5, 3), generator=generator).to(dtype) for k in range(4)}
-    scores[3][0] = -torch.inf
+    log_scores = {
+        k: spread * torch.randn((3, 5, 3), generator=generator).to(dtype) for k in range(4)
+    }
+    log_scores[3][0] = -torch.inf
     for n in range(4):
-        law = transition(table, n, states, scores)
+        law = transition(table, n, states, log_scores)
         assert (law >= 0).all()
         torch.testing.assert_close(law.sum(-1), torch.ones(3, 5).to(law), rtol=1e-5, atol=1e-5)
         if n == 3:
@@ -188,8 +191,8 @@ def test_probabilities_of_all_trajectories_add_up_to_the_output_law(world):
         middle = paths if paths.shape[1] == 2 else paths[paths[:, 0] == first, 1:]
         codes = [torch.full((len(middle),), first), *middle.T, torch.full((len(middle),), last)]
         states = tuple(every[code] for code in codes)
-        scores = tuple(log_score(x, table.node(k)) for k, x in enumerate(states[:-1]))
-        steps = log_probability(table, Trajectory(states, scores))
+        visited = tuple(log_score(x, table.node(k)) for k, x in enumerate(states[:-1]))
+        steps = log_probability(table, Trajectory(states, visited))
         assert steps.shape == (3, len(middle))
         total[last] += steps.sum(0).exp().sum() / len(firsts)
     expected = output_law(log_score, table, 2)
@@ -238,3 +241,18 @@ def test_bad_states_and_scores_are_refused():
         sample(lambda x, node: torch.zeros(1, 3, 4), table, torch.full((1, 3), 3), [1])
     with pytest.raises(ValueError, match="2 seeds for a batch of 1"):
         sample(log_score, table, torch.full((1, 3), 3), [1, 2])
+
+
+def test_a_float32_score_is_enough_in_almost_pure_noise():
+    """Tweedie's weights are 1e13 there, and scores differ from 1 by as little."""
+    table = build("tweedie", Uniform(3), Geometric(1e-4, 30.0), nodes(2))
+    x, node = sequences(3, 3), table.node(0)
+    rest = CHAIN.rest(table.kernel, x, node.total)
+    laws = [
+        transition(table, 0, {0: x}, {0: scores.uniform(each, x, node.total)})
+        for each in (rest, rest.float())
+    ]
+    assert laws[1].dtype == torch.float32
+    torch.testing.assert_close(laws[1].double(), laws[0], rtol=1e-5, atol=1e-6)
+    # They say something: the jump goes where the chain would have it.
+    assert float(laws[0].std(-1).min()) > 0.01
