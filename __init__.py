@@ -7,7 +7,7 @@ run by one executor, `sample`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import samplers, schedules
+from . import discrete, samplers, schedules
 from .samplers import State, Tableau, advance, build, fit, initial, load_family, noise, sample
 from .schedules import Grid, grid
 
@@ -25,6 +25,7 @@ __all__ = [
     "TableauScheduler",
     "advance",
     "build",
+    "discrete",
     "fit",
     "grid",
     "initial",

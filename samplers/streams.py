@@ -61,12 +61,35 @@ def standard_normal(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
     Counter-based (Philox keyed by seed and draw), so that a stream has no state: any draw can be
     made at any time, on any split of the batch. Drawn in float32 on the CPU.
     """
+    matching(seeds, like)
+    z = np.empty(tuple(like.shape), dtype=np.float32)
+    for row, bits in zip(z, counters(seeds, draw), strict=True):
+        bits.standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(z).to(device=like.device, dtype=like.dtype)
+
+
+def uniform(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
+    """u[draw] in [0, 1) of the streams `seeds`, float64, shaped and placed as `like`.
+
+    As `standard_normal`, but drawn in float64, which leaves no value out.
+    """
+    matching(seeds, like)
+    u = np.empty(tuple(like.shape))
+    for row, bits in zip(u, counters(seeds, draw), strict=True):
+        bits.random(out=row)
+    return torch.from_numpy(u).to(device=like.device)
+
+
+def matching(seeds: Sequence[int], like: Tensor) -> None:
+    """ValueError unless there is a seed for each sample."""
     if len(seeds) != len(like):
         raise ValueError(
             f"{len(seeds)} seeds for a batch of {len(like)}: give one per sample, or a noise hook"
         )
-    z = np.empty(tuple(like.shape), dtype=np.float32)
-    for row, seed in zip(z, seeds, strict=True):
-        bits = np.random.Philox(key=np.array([seed % 2**64, draw], dtype=np.uint64))
-        np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
-    return torch.from_numpy(z).to(device=like.device, dtype=like.dtype)
+
+
+def counters(seeds: Sequence[int], draw: int) -> Iterator[np.random.Generator]:
+    """A generator for each seed, at this draw of its stream."""
+    for seed in seeds:
+        key = np.array([seed % 2**64, draw], dtype=np.uint64)
+        yield np.random.Generator(np.random.Philox(key=key))

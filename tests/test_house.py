@@ -21,6 +21,7 @@ FLOORS = (
     "configs",
     "schedules",
     "samplers",
+    "discrete",
     "integrations",
     "training",
     "zoo",
