@@ -1,0 +1,222 @@
+"""A jump table as parameters of a training, and the losses of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..discrete import JumpTable, Kernel, LogScore, Noise, build, log_probability, record, start
+from ..discrete.executor import Trajectory, transition
+
+What = Literal["phi", "beta", "times"]
+# Kernel matrix [N, M] of sequences x [N, L] and y [M, L], int64.
+TokenKernel = Callable[[Tensor, Tensor], Tensor]
+# Of the length: how far two sequences may differ and still be like each other.
+REACH = (0.075, 0.25, 0.75)
+
+
+class LearnedJumps(nn.Module):
+    """A discrete solver with hazards, temperatures and times to learn.
+
+    Row n jumps with the hazards of `base` at the current times, multiplied by e^phi[n], and to
+    tokens by h^beta with beta = e^beta[n]; gaps between times are shares of the whole, changed by
+    factors e^times[n]. All are zero to begin with, which is `base` itself, and float64; only what
+    `what` names is a parameter. "LSD" and "LSD+" of Fu et al. 2025, "Learnable Sampler Distillation
+    for Discrete Diffusion Models", are phi, and times.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        kernel: Kernel,
+        noise: Noise,
+        times: Tensor,
+        what: Sequence[What] = ("phi", "beta"),
+    ) -> None:
+        super().__init__()
+        self.base, self.kernel, self.noise, self.first = base, kernel, noise, times.double()
+        for name in ("phi", "beta", "times"):
+            value = torch.zeros(len(times) - 1 if name in what else 0, dtype=torch.float64)
+            self.register_parameter(name, nn.Parameter(value))
+        self.phi: nn.Parameter
+        self.beta: nn.Parameter
+        self.times: nn.Parameter
+
+    def nodes(self) -> Tensor:
+        """The times, float64 [N + 1]; the first and the last stay."""
+        if not self.times.numel():
+            return self.first
+        shares = torch.softmax((-torch.diff(self.first)).log() + self.times, 0)
+        inner = self.first[0] - (self.first[0] - self.first[-1]) * shares.cumsum(0)[:-1]
+        return torch.cat([self.first[:1], inner, self.first[-1:]])
+
+    def forward(self) -> JumpTable:
+        """The table of this moment, with gradients."""
+        table = build(self.base, self.kernel, self.noise, self.nodes())
+        if self.phi.numel():
+            table = table.scaled(self.phi.exp())
+        return replace(table, beta=self.beta.exp()) if self.beta.numel() else table
+
+    @torch.no_grad()
+    def table(self) -> JumpTable:
+        """The table of this moment in numbers."""
+        return self().numeric()
+
+
+def hamming(reach: Sequence[float] = REACH) -> TokenKernel:
+    """Sum over r of exp(-H / (r L)), with H the number of places that differ."""
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        size, length = int(max(x.max(), y.max())) + 1, x.shape[1]
+        hot = (torch.nn.functional.one_hot(each, size).double().flatten(1) for each in (x, y))
+        differ = length - next(hot) @ next(hot).T
+        return torch.stack([torch.exp(-differ / (r * length)) for r in reach]).sum(0)
+
+    return kernel
+
+
+def spectrum(n: int, states: int) -> TokenKernel:
+    """The product of the counts of n-grams, each as a share of all in the sequence."""
+
+    def counts(x: Tensor) -> Tensor:
+        grams = x.unfold(1, n, 1) @ (states ** torch.arange(n, device=x.device))
+        found = torch.zeros(len(x), states**n, dtype=torch.float64, device=x.device)
+        return (
+            found.scatter_add_(1, grams, torch.ones_like(grams, dtype=torch.float64))
+            / (grams.shape[1])
+        )
+
+    return lambda x, y: counts(x) @ counts(y).T * states
+
+
+def score_weights(x: Tensor, y: Tensor, kernel: TokenKernel) -> Tensor:
+    """w_a = 2 (mean_{b != a} k(x_a, x_b) - mean_b k(x_a, y_b)), float64 [N].
+
+    The gradient of the squared discrepancy of a law from y is E[w_a d log P(x_a)]; without the pair
+    of a sample with itself it is unbiased.
+    """
+    within = kernel(x, x)
+    own = (within.sum(1) - within.diagonal()) / (len(x) - 1)
+    return 2 * (own - kernel(x, y).mean(1))
+
+
+def mmd_loss(
+    table: JumpTable,
+    log_score: LogScore,
+    length: int,
+    seeds: Sequence[int],
+    real: Tensor,
+    kernel: TokenKernel,
+) -> Tensor:
+    """A loss whose gradient is that of the discrepancy of the samples from `real` [M, L].
+
+    By the score function (Williams 1992, "REINFORCE"), because nothing passes through a draw of
+    tokens: mean of w_a log P(trajectory a), with weights centred and in units of their deviation.
+    """
+    x = start(table, length, seeds)
+    run = record(log_score, table, x, seeds)
+    weights = score_weights(run.states[-1], real, kernel)
+    spread = weights.std().clamp(min=torch.finfo(weights.dtype).tiny)
+    return ((weights - weights.mean()) / spread * log_probability(table, run).sum(0)).mean()
+
+
+def path_loss(table: JumpTable, log_score: LogScore, states: Sequence[Tensor]) -> Tensor:
+    """-log P of the steps of a teacher, whose states [B, L] at the table's nodes are given.
+
+    The divergence of paths, up to a constant: a bound on that of the samples, and a loose one.
+    """
+    scores = tuple(log_score(x, table.node(n)) for n, x in enumerate(states[:-1]))
+    return -log_probability(table, Trajectory(tuple(states), scores)).sum(0).mean()
+
+
+def score_loss(
+    table: JumpTable,
+    log_score: LogScore,
+    phi: Tensor,
+    teacher: Sequence[Tensor],
+    x: Tensor,
+    seeds: Sequence[int],
+    *,
+    logarithms: bool = False,
+) -> Tensor:
+    """Sum over rows of mean |s*_n - phi_n s_n|^2: scores at a teacher's states, and at one's own.
+
+    `teacher` are states [B, L] at the nodes, from the same x at the first. As published (Fu et al.
+    2025, eq. 7), where phi multiplies scores, or with `logarithms` as in the released code, where
+    it multiplies their logarithms. Each phi sees its own row alone: no gradient passes through
+    the states. Where both runs part, s tells little of s*, and the best phi is an attenuated
+    regression E[s* s] / E[s^2], below 1 and near 0 in the end: converged it makes samples worse.
+    """
+    with torch.no_grad():
+        own = record(log_score, table, x, seeds)
+        theirs = [log_score(y, table.node(n)) for n, y in enumerate(teacher[: table.nfe])]
+    total = phi.new_zeros(())
+    for n, (mine, their) in enumerate(zip(own.log_scores, theirs, strict=True)):
+        open_mine = closed(table.kernel, own.states[n])
+        open_their = closed(table.kernel, teacher[n])
+        one, other = (
+            (each if logarithms else each.exp()).masked_fill(shut, 0.0).double()
+            for each, shut in ((mine, open_mine), (their, open_their))
+        )
+        total = total + (other - phi[n] * one).square().mean()
+    return total
+
+
+def closed(kernel: Kernel, x: Tensor) -> Tensor:
+    """Where a score [B, L, states] stands for no jump: tokens as they are, and those that stay."""
+    tokens = torch.arange(kernel.states, device=x.device)
+    stays = kernel.law().to(x.device)[x] == 0
+    return stays[..., None] | (x[..., None] == tokens)
+
+
+def relaxed(x: Tensor, share: float, states: int, seed: int) -> Tensor:
+    """Sequences [B, L] with at most `share` of their places changed to other tokens at random.
+
+    The relaxation of Fu et al. 2025: a student begins near the teacher's noise, not at it.
+    """
+    count = int(share * x.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.rand(x.shape, generator=generator).argsort(1)[:, :count].to(x.device)
+    tokens = torch.randint(states, places.shape, generator=generator).to(x.device)
+    return x.scatter(1, places, tokens)
+
+
+def best_times(
+    base: str,
+    kernel: Kernel,
+    noise: Noise,
+    times: Tensor,
+    states: Sequence[Tensor],
+    log_score: LogScore,
+    nfe: int,
+) -> Tensor:
+    """The `nfe` + 1 of a teacher's times on which its steps are likeliest in one jump each.
+
+    The cost of a jump from node i to j is -log P of the teacher's state j from i under a row of
+    `base`; the least sum is found by dynamic programming, as Chen et al. 2024, "On the Trajectory
+    Regularity of ODE-based Diffusion Sampling" (GITS) do it for continuous samplers.
+    """
+    total = len(times) - 1
+    if not 1 <= nfe <= total:
+        raise ValueError(f"a teacher of {total} steps has no {nfe} steps to choose")
+    cost = torch.full((total + 1, total + 1), torch.inf, dtype=torch.float64)
+    for i in range(total):
+        for j in range(i + 1, total + 1):
+            table = build(base, kernel, noise, times[[i, j]])
+            log_s = {0: log_score(states[i], table.node(0))}
+            law = transition(table, 0, {0: states[i]}, log_s)
+            moved = law.gather(-1, states[j][..., None])[..., 0]
+            cost[i, j] = -moved.clamp(min=torch.finfo(law.dtype).tiny).log().sum(-1).mean()
+    least = torch.full((nfe + 1, total + 1), torch.inf, dtype=torch.float64)
+    least[0, 0] = 0.0
+    came = torch.zeros((nfe + 1, total + 1), dtype=torch.long)
+    for k in range(1, nfe + 1):
+        least[k], came[k] = (least[k - 1][:, None] + cost).min(0)
+    places = [total]
+    for k in range(nfe, 0, -1):
+        places.append(int(came[k, places[-1]]))
+    return times[places[::-1]]
