@@ -128,7 +128,8 @@ def hazards(
     total = torch.zeros(log_scores[n].shape, dtype=wide, device=anchor.device)
     for k in table.uses[n]:
         here = states[k][..., None] == tokens
-        log_s = log_scores[k].to(wide).clamp(max=LARGEST).masked_fill(here, 0.0)
+        raised = table.power[k].to(wide) * log_scores[k].to(wide)
+        log_s = raised.clamp(max=LARGEST).masked_fill(here, 0.0)
         weight, spread = table.weights[n, k], table.spread[n, k]
         # weight s - spread mean(s), without the cancellation of two large numbers.
         push = (weight - spread) * log_s.exp()

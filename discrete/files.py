@@ -13,14 +13,14 @@ from .kernel import KERNELS
 FORMAT = "fewstep.jumps"
 VERSION = 1
 FIELDS = (
-    *("kernel", "noise", "time", "weights", "spread", "beta", "anchor", "law"),
+    *("kernel", "noise", "time", "weights", "spread", "beta", "power", "anchor", "law"),
     *("name", "meta"),
 )
 KINDS = {"name": str, "kernel": dict, "noise": dict, "time": list, "anchor": list, "law": list}
 
 
 def to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `JumpTable` as JSON values: ragged rows, all-zero spread left out."""
+    """The arguments of `JumpTable` as JSON values: ragged rows; no spread of zeros, no power of ones."""
     kernel = fields["kernel"]
     kind = next(name for name, made in KERNELS.items() if type(kernel) is made)
     data: dict[str, Any] = {
@@ -34,6 +34,8 @@ def to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
         "law": list(fields["law"]),
         "beta": fields["beta"].tolist(),
     }
+    if (fields["power"] != 1).any():
+        data["power"] = fields["power"].tolist()
     for key in ("weights", "spread"):
         if key == "weights" or fields[key].any():
             data[key] = [row[: n + 1].tolist() for n, row in enumerate(fields[key])]
@@ -69,6 +71,8 @@ def from_dict(data: Any, where: str) -> dict[str, Any]:
         "name": data["name"],
         "meta": data.get("meta", {}),
     }
+    if "power" in data:
+        fields["power"] = numbers(data["power"], n, f"{where}: power")
     for key in ("weights", "spread"):
         if key in data:
             fields[key] = triangle(data[key], n, f"{where}: {key}")

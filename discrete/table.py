@@ -35,7 +35,8 @@ class JumpTable:
 
         h_v = ( sum_k weights[n,k] q_k s_k(v)  -  sum_k spread[n,k] q_k mean_v s_k )_+
 
-    are the hazards, with s_k the score at the k-th state and q_k = prior(its token) (see `kernel`);
+    are the hazards, with s_k the score at the k-th state, raised to power[k] (1 unless given), and
+    q_k = prior(its token) (see `kernel`);
     there is none towards the token that is there. Of the total H = sum_v h_v `law[n]` makes the
     probability of a jump, min(H, 1) ("linear"), 1 - e^-H ("exponential") or H e^-H ("single": two
     jumps are none), and a jump goes to v with a probability proportional to h_v^beta[n].
@@ -57,6 +58,7 @@ class JumpTable:
     weights: Tensor
     spread: Tensor = field(default_factory=lambda: torch.zeros(0))
     beta: Tensor = field(default_factory=lambda: torch.zeros(0))
+    power: Tensor = field(default_factory=lambda: torch.zeros(0))
     anchor: tuple[int, ...] = ()
     law: Law | Sequence[Law] = "linear"
     name: str = "custom"
@@ -69,10 +71,13 @@ class JumpTable:
         put = object.__setattr__
         put(self, "time", checked(self.time, None, f"jump table {self.name}: time"))
         n = self.time.shape[0] - 1
-        for what, size in (("weights", (n, n)), ("spread", (n, n)), ("beta", (n,))):
+        for what, size in (
+            *(("weights", (n, n)), ("spread", (n, n))),
+            *(("beta", (n,)), ("power", (n,))),
+        ):
             given = getattr(self, what)
             if what != "weights" and torch.as_tensor(given).numel() == 0:
-                given = torch.full(size, float(what == "beta"))
+                given = torch.full(size, float(what != "spread"))
             put(self, what, checked(given, size, f"jump table {self.name}: {what}"))
         put(self, "anchor", tuple(self.anchor) or tuple(range(n)))
         put(self, "law", (self.law,) * n if isinstance(self.law, str) else tuple(self.law))
@@ -146,7 +151,7 @@ class JumpTable:
 
     def numeric(self) -> JumpTable:
         """The table without gradients, on the CPU."""
-        names = ("time", "weights", "spread", "beta")
+        names = ("time", "weights", "spread", "beta", "power")
         return replace(self, **{name: getattr(self, name).detach().cpu() for name in names})
 
     def to_dict(self) -> dict[str, Any]:

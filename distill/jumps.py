@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..discrete import JumpTable, Kernel, LogScore, Noise, build, log_probability, record, start
 from ..discrete.executor import Trajectory, transition
 
-What = Literal["phi", "beta", "times"]
+What = Literal["phi", "beta", "power", "times"]
+WHAT: tuple[What, ...] = get_args(What)
 # Kernel matrix [N, M] of sequences x [N, L] and y [M, L], int64.
 TokenKernel = Callable[[Tensor, Tensor], Tensor]
 # Of the length: how far two sequences may differ and still be like each other.
@@ -20,13 +21,14 @@ REACH = (0.075, 0.25, 0.75)
 
 
 class LearnedJumps(nn.Module):
-    """A discrete solver with hazards, temperatures and times to learn.
+    """A discrete solver with hazards, temperatures, powers and times to learn.
 
-    Row n jumps with the hazards of `base` at the current times, multiplied by e^phi[n], and to
-    tokens by h^beta with beta = e^beta[n]; gaps between times are shares of the whole, changed by
-    factors e^times[n]. All are zero to begin with, which is `base` itself, and float64; only what
-    `what` names is a parameter. "LSD" and "LSD+" of Fu et al. 2025, "Learnable Sampler Distillation
-    for Discrete Diffusion Models", are phi, and times.
+    Row n jumps with the hazards of `base` at the current times, of scores to the power e^power[n],
+    multiplied by e^phi[n], and to tokens by h^beta with beta = e^beta[n]; gaps between times are
+    shares of the whole, changed by factors e^times[n]. All are zero to begin with, which is `base`
+    itself, and float64; only what `what` names is a parameter. Of Fu et al. 2025, "Learnable
+    Sampler Distillation for Discrete Diffusion Models", LSD is phi as published and power in the
+    released code, and LSD+ times.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class LearnedJumps(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.kernel, self.noise, self.first = base, kernel, noise, times.double()
-        for name in ("phi", "beta", "times"):
+        for name in WHAT:
             value = torch.zeros(len(times) - 1 if name in what else 0, dtype=torch.float64)
             self.register_parameter(name, nn.Parameter(value))
         self.phi: nn.Parameter
         self.beta: nn.Parameter
+        self.power: nn.Parameter
         self.times: nn.Parameter
 
     def nodes(self) -> Tensor:
@@ -59,7 +62,8 @@ class LearnedJumps(nn.Module):
         table = build(self.base, self.kernel, self.noise, self.nodes())
         if self.phi.numel():
             table = table.scaled(self.phi.exp())
-        return replace(table, beta=self.beta.exp()) if self.beta.numel() else table
+        columns = {"beta": self.beta, "power": self.power}
+        return replace(table, **{k: v.exp() for k, v in columns.items() if v.numel()})
 
     @torch.no_grad()
     def table(self) -> JumpTable:
@@ -136,33 +140,32 @@ def path_loss(table: JumpTable, log_score: LogScore, states: Sequence[Tensor]) -
 def score_loss(
     table: JumpTable,
     log_score: LogScore,
-    phi: Tensor,
+    factors: Tensor,
     teacher: Sequence[Tensor],
     x: Tensor,
     seeds: Sequence[int],
     *,
     logarithms: bool = False,
 ) -> Tensor:
-    """Sum over rows of mean |s*_n - phi_n s_n|^2: scores at a teacher's states, and at one's own.
+    """Sum over rows of mean |s*_n - f_n s_n|^2: scores at a teacher's states, and at one's own.
 
-    `teacher` are states [B, L] at the nodes, from the same x at the first. As published (Fu et al.
-    2025, eq. 7), where phi multiplies scores, or with `logarithms` as in the released code, where
-    it multiplies their logarithms. Each phi sees its own row alone: no gradient passes through
-    the states. Where both runs part, s tells little of s*, and the best phi is an attenuated
-    regression E[s* s] / E[s^2], below 1 and near 0 in the end: converged it makes samples worse.
+    `teacher` are states [B, L] at the nodes, from x at the first or one near it; `factors` f are
+    [N]. As published (Fu et al. 2025), where they multiply scores, or with `logarithms` as in the
+    released code, where they multiply their logarithms. Each sees its own row alone: no gradient
+    passes through the states. Where both runs part, s tells little of s*, and the best f is an
+    attenuated regression E[s* s] / E[s^2], below 1 and near 0 in the end: converged it makes
+    samples worse.
     """
     with torch.no_grad():
         own = record(log_score, table, x, seeds)
         theirs = [log_score(y, table.node(n)) for n, y in enumerate(teacher[: table.nfe])]
-    total = phi.new_zeros(())
+    total = factors.new_zeros(())
     for n, (mine, their) in enumerate(zip(own.log_scores, theirs, strict=True)):
-        open_mine = closed(table.kernel, own.states[n])
-        open_their = closed(table.kernel, teacher[n])
         one, other = (
-            (each if logarithms else each.exp()).masked_fill(shut, 0.0).double()
-            for each, shut in ((mine, open_mine), (their, open_their))
+            (each if logarithms else each.exp()).masked_fill(closed(table.kernel, y), 0.0).double()
+            for each, y in ((mine, own.states[n]), (their, teacher[n]))
         )
-        total = total + (other - phi[n] * one).square().mean()
+        total = total + (other - factors[n] * one).square().mean()
     return total
 
 
