@@ -69,7 +69,7 @@ def train(
         Path | None, typer.Option("--out", help="Where it goes; default runs/train-CONFIG.")
     ] = None,
 ) -> None:
-    """Train a bundled model again: `mnist` (the denoiser) or `mnist-classifier`.
+    """Train a bundled model again: `mnist` (the denoiser), `mnist-classifier` or `text`.
 
     Checkpoints are kept in OUT, and the same command resumes. Devices and processes are those of
     accelerate: `accelerate launch --num_processes 4 -m fewstep.cli train mnist` uses four GPUs.

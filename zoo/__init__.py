@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .classifier import Classifier, load_classifier
 from .data import Images, mnist
+from .text import TextModel, load_text_model
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -16,11 +17,14 @@ __all__ = [
     "Classifier",
     "DiffusionModel",
     "Images",
+    "TextModel",
     "load_classifier",
     "load_diffusion_model",
+    "load_text_model",
     "mnist",
     "mnist_classifier",
     "mnist_model",
+    "text_model",
 ]
 
 
@@ -54,3 +58,9 @@ def mnist_classifier() -> Classifier:
     """The bundled digit classifier; `.features` gives the 64 numbers that evaluations compare."""
     with as_file(files(__name__) / "mnist" / "classifier") as folder:
         return load_classifier(folder)
+
+
+def text_model() -> TextModel:
+    """The bundled masked-diffusion text model: 27 characters, sequences of about 64."""
+    with as_file(files(__name__) / "pydoc") as folder:
+        return load_text_model(folder)

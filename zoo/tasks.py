@@ -10,7 +10,9 @@ from pydantic import BaseModel
 
 from .. import configs
 from .classifier import ClassifierConfig, train_classifier
+from .text import TextConfig
 from .train import TrainConfig, train_denoiser
+from .train_text import train_text
 
 
 class Task(NamedTuple):
@@ -23,6 +25,7 @@ class Task(NamedTuple):
 TASKS: dict[str, Task] = {
     "classifier": Task(ClassifierConfig, train_classifier),
     "denoiser": Task(TrainConfig, train_denoiser),
+    "text": Task(TextConfig, train_text),
 }
 
 

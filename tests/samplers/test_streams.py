@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from fewstep import noise, samplers, schedules
-from fewstep.samplers.streams import generators, standard_normal
+from fewstep.samplers.streams import generators, standard_normal, uniform
 
 GRID = schedules.grid(schedules.EDM(0.002, 80.0), 4, "karras")
 SHAPE = (3, 8, 8)
@@ -67,3 +67,15 @@ def test_later_draws_do_not_depend_on_the_batch():
     assert not torch.equal(whole, standard_normal([3, 4, 5, 6], 1, like))
     with pytest.raises(ValueError, match="2 seeds for a batch of 4"):
         standard_normal([1, 2], 0, like)
+
+
+def test_uniform_numbers_of_streams():
+    like = torch.empty(len(SEEDS), 50)
+    u = uniform(SEEDS, 3, like)
+    assert u.dtype == torch.float64
+    assert torch.equal(uniform(SEEDS[2:5], 3, like[2:5]), u[2:5])
+    assert 0 <= u.min() < 0.01 < 0.99 < u.max() < 1
+    # Every stream and every draw is another.
+    assert len(torch.cat([u, uniform(SEEDS, 4, like)]).flatten().unique()) == 2 * u.numel()
+    with pytest.raises(ValueError, match="2 seeds for a batch of 3"):
+        uniform([1, 2], 0, torch.empty(3, 1))

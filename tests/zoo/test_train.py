@@ -99,13 +99,13 @@ def test_drift_is_an_error_of_the_mean_in_x0():
 
 
 def test_a_task_is_found_by_name_and_its_settings_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="there is mnist, mnist-classifier"):
+    with pytest.raises(ValueError, match="there is mnist, mnist-classifier, text"):
         train("cifar", tmp_path, {})
     with pytest.raises(ValueError, match="stepz"):
         train("mnist", tmp_path, {"stepz": 3})
     with pytest.raises(ValueError, match="epochs"):
         train("mnist-classifier", tmp_path, {"epochs": 0})
-    with pytest.raises(ValueError, match="classifier, denoiser"):
+    with pytest.raises(ValueError, match="classifier, denoiser, text"):
         train("mnist", tmp_path, {"task": "poem"})
     raw = configs.read(configs.find("train", "mnist"))
     raw.pop("task", None)
