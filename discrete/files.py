@@ -20,7 +20,7 @@ KINDS = {"name": str, "kernel": dict, "noise": dict, "time": list, "anchor": lis
 
 
 def to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `JumpTable` as JSON values: ragged rows; no spread of zeros, no power of ones."""
+    """The arguments of `JumpTable` as JSON: ragged rows; no spread of zeros, no power of ones."""
     kernel = fields["kernel"]
     kind = next(name for name, made in KERNELS.items() if type(kernel) is made)
     data: dict[str, Any] = {

@@ -62,8 +62,9 @@ class LearnedJumps(nn.Module):
         table = build(self.base, self.kernel, self.noise, self.nodes())
         if self.phi.numel():
             table = table.scaled(self.phi.exp())
-        columns = {"beta": self.beta, "power": self.power}
-        return replace(table, **{k: v.exp() for k, v in columns.items() if v.numel()})
+        if self.beta.numel():
+            table = replace(table, beta=self.beta.exp())
+        return replace(table, power=self.power.exp()) if self.power.numel() else table
 
     @torch.no_grad()
     def table(self) -> JumpTable:
