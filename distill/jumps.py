@@ -18,6 +18,8 @@ WHAT: tuple[What, ...] = get_args(What)
 TokenKernel = Callable[[Tensor, Tensor], Tensor]
 # Of the length: how far two sequences may differ and still be like each other.
 REACH = (0.075, 0.25, 0.75)
+# The least probability of a token in the cost of a step.
+RARE = 1e-4
 
 
 class LearnedJumps(nn.Module):
@@ -190,7 +192,6 @@ def relaxed(x: Tensor, share: float, states: int, seed: int) -> Tensor:
 
 
 def best_times(
-    base: str,
     kernel: Kernel,
     noise: Noise,
     times: Tensor,
@@ -198,23 +199,20 @@ def best_times(
     log_score: LogScore,
     nfe: int,
 ) -> Tensor:
-    """The `nfe` + 1 of a teacher's times on which its steps are likeliest in one jump each.
+    """The `nfe` + 1 of a teacher's times between which sites may best be drawn by themselves.
 
-    The cost of a jump from node i to j is -log P of the teacher's state j from i under a row of
-    `base`; the least sum is found by dynamic programming, as Chen et al. 2024, "On the Trajectory
-    Regularity of ODE-based Diffusion Sampling" (GITS) do it for continuous samplers.
+    The cost of a step from node i to j is -log P of the teacher's own steps from i to j if in each
+    every site moved as though all others were where they were at i: all choices are judged by the
+    same paths, so that the least sum has the least divergence of paths (Park et al. 2024, "Jump
+    Your Steps"). It is found by dynamic programming.
     """
     total = len(times) - 1
     if not 1 <= nfe <= total:
         raise ValueError(f"a teacher of {total} steps has no {nfe} steps to choose")
+    fine = build("tweedie", kernel, noise, times)
     cost = torch.full((total + 1, total + 1), torch.inf, dtype=torch.float64)
     for i in range(total):
-        for j in range(i + 1, total + 1):
-            table = build(base, kernel, noise, times[[i, j]])
-            log_s = {0: log_score(states[i], table.node(0))}
-            law = transition(table, 0, {0: states[i]}, log_s)
-            moved = law.gather(-1, states[j][..., None])[..., 0]
-            cost[i, j] = -moved.clamp(min=torch.finfo(law.dtype).tiny).log().sum(-1).mean()
+        cost[i, i + 1 :] = parted_cost(fine, states, log_score, i)
     least = torch.full((nfe + 1, total + 1), torch.inf, dtype=torch.float64)
     least[0, 0] = 0.0
     came = torch.zeros((nfe + 1, total + 1), dtype=torch.long)
@@ -224,3 +222,40 @@ def best_times(
     for k in range(nfe, 0, -1):
         places.append(int(came[k, places[-1]]))
     return times[places[::-1]]
+
+
+def parted_cost(
+    table: JumpTable, states: Sequence[Tensor], log_score: LogScore, first: int
+) -> Tensor:
+    """-log P of the steps after `first`, each site by itself, up to every later node: float64."""
+    start, x = table.node(first), states[first]
+    own = ratios(log_score(x, start), x, table.kernel)
+    costs = []
+    for n in range(first, table.nfe):
+        known = earlier(own, table.kernel, start.total - table.node(n).total)
+        known = known / known.gather(-1, states[n][..., None])
+        scores = {n: known[..., : table.kernel.states].log()}
+        law = transition(table, n, {n: states[n]}, scores)
+        likely = law.gather(-1, states[n + 1][..., None]).clamp(min=RARE)
+        costs.append(-likely.double().log().sum((1, 2)).mean())
+    return torch.stack(costs).cumsum(0)
+
+
+def ratios(log_s: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
+    """p_t(v at a site) / p_t(x), float64 [B, L, vocabulary], from log scores; 1 for what is there.
+
+    Of a token that stays for good nothing else is possible.
+    """
+    full = torch.zeros(*x.shape, kernel.vocabulary, dtype=torch.float64, device=x.device)
+    full[..., : kernel.states] = log_s.double().exp().masked_fill(closed(kernel, x), 0.0)
+    return full.scatter(-1, x[..., None], 1.0)
+
+
+def earlier(ratio: Tensor, kernel: Kernel, total: Tensor) -> Tensor:
+    """The ratios d = `total` earlier, if other sites stay: e^d r - (e^d - 1) prior sum r.
+
+    The inverse of p -> e^-d p + (1 - e^-d) prior. What rounding makes negative is nothing.
+    """
+    law = kernel.law().to(ratio.device)
+    less = total.exp() * ratio - torch.expm1(total) * law * ratio.sum(-1, keepdim=True)
+    return less.clamp(min=torch.finfo(torch.float64).tiny)

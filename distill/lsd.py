@@ -119,9 +119,7 @@ def learn_jumps(
         if config.dp:
             some = [each[:CHOOSING] for each in states]
             with torch.no_grad():
-                times = best_times(
-                    config.base, model.kernel, model.noise, fine, some, model.log_score, nfe
-                )
+                times = best_times(model.kernel, model.noise, fine, some, model.log_score, nfe)
         module = LearnedJumps(config.base, model.kernel, model.noise, times, learns(config))
         task = jumps_task(module, config, model, fine, states)
         out = folder / f"training-{nfe:03d}"

@@ -23,6 +23,7 @@ from ..discrete import (
     sample,
     start,
 )
+from ..discrete.files import known
 from ..discrete.kernel import KERNELS
 from ..discrete.noise import NOISES
 from ..eval.settings import STRICT
@@ -35,7 +36,10 @@ JUDGED = 2**40
 
 
 class ChainConfig(BaseModel):
-    """A Markov chain with exact scores: "countdown" or "dirichlet" (see `discrete.chains`)."""
+    """A Markov chain with exact scores: "countdown" or "dirichlet" (see `discrete.chains`).
+
+    `noise` is {name: log-linear} or {name: geometric}, with `eps`, or `low` and `high`.
+    """
 
     model_config = STRICT
 
@@ -45,7 +49,7 @@ class ChainConfig(BaseModel):
     stay: float = Field(default=0.9, gt=0, lt=1)
     seed: NonNegativeInt = 0
     kernel: Literal["absorb", "uniform"] = "absorb"
-    noise: Literal["log-linear", "geometric"] = "log-linear"
+    noise: dict[str, str | float] = {"name": "log-linear"}
 
 
 class Judgement(NamedTuple):
@@ -101,7 +105,8 @@ def token_model(config: str | ChainConfig) -> TokenModel:
 
 def chain_model(config: ChainConfig) -> TokenModel:
     """A chain as a model."""
-    kernel, noise = KERNELS[config.kernel](config.states), NOISES[config.noise]()
+    kernel = KERNELS[config.kernel](config.states)
+    noise = known(NOISES, config.noise, "noise")
     if config.chain == "countdown":
         chain = chains.countdown(config.states, config.length, config.stay)
     else:

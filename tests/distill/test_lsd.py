@@ -8,7 +8,8 @@ from fewstep.distill.token_models import token_model
 from fewstep.training.journal import read
 
 ABSORB = {"chain": "countdown", "states": 3, "length": 4}
-UNIFORM = {**ABSORB, "states": 4, "kernel": "uniform", "noise": "geometric"}
+UNIFORM = {**ABSORB, "states": 4, "kernel": "uniform"}
+UNIFORM["noise"] = {"name": "geometric", "low": 1e-3, "high": 6.0}
 SMALL = {"samples": 256, "train_batch_size": 64, "teacher_steps": 8, "max_train_steps": 4}
 
 
@@ -94,6 +95,7 @@ def test_times_may_be_chosen_first(tmp_path):
     ("changes", "said"),
     [
         ({"model": {**ABSORB, "length": 12}}, "too many to enumerate"),
+        ({"model": {**ABSORB, "noise": {"name": "cosine"}}}, "'cosine' is not one of log-linear"),
         ({"train_batch_size": 500}, "500 is more than the 256 samples"),
         ({"base": "nope"}, "unknown discrete solver"),
         ({"dp": True, "nfe": [9]}, "8 steps has no 9 steps"),
