@@ -175,6 +175,54 @@ def mmd(
     console.out.print(f"pipeline: {tuned.folder}", highlight=False, soft_wrap=True)
 
 
+@group.command(context_settings=ANY_SETTING)
+def lsd(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="A name in configs/distill, or a YAML file.")],
+    model: Annotated[
+        str | None, typer.Option(help="text, or the folder of another text model.")
+    ] = None,
+    nfe: Evaluations = None,
+    objective: Annotated[
+        str | None, typer.Option(help="mmd, path_ml, score_l2 or score_log.")
+    ] = None,
+    change: Settings = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
+    ] = None,
+) -> None:
+    """Learn discrete samplers: hazards, temperatures and times of each step, for token sequences.
+
+    A discrete solver's samples are drawn to those of the same solver with many more steps, by the
+    gradient of the score function (LSD; other objectives are there to be compared with). Of a chain
+    the divergence of its law is exact; text is judged by 4-grams, with a warning where samples are
+    likelier than text is. Each result is a table, OUT/jumps-NFE.json. The same command goes on
+    where it was stopped.
+
+    Example: fewstep distill lsd lsd-countdown --nfe 4,8
+    """
+    # Here, because trainers take seconds to import.
+    from ..distill.lsd import LSDConfig, learn_jumps
+    from ..distill.token_models import token_model
+
+    given = {"model": model, "nfe": listed(nfe), "objective": objective}
+    values = configs.read(configs.find("distill", run))
+    config = configs.checked(LSDConfig, overridden(values, given, context.args, change), "settings")
+    target = folder or Path("runs") / Path(run).stem
+    with progress_bar(f"samplers, {config.objective}") as progress:
+        found = learn_jumps(config, token_model(config.model), target, progress)
+    rows = [
+        [f"{number}", name, f"{each.before.numbers[name]:.4f}", f"{value:.4f}"]
+        for number, each in found.items()
+        for name, value in each.after.numbers.items()
+    ]
+    print_table(f"{config.base}, {config.spacing}", ["NFE", "measure", "before", "after"], rows)
+    for number, each in found.items():
+        for flag in each.after.flags:
+            console.out.print(f"NFE {number}: {flag}", markup=False, highlight=False)
+    console.out.print(f"tables: {target}", highlight=False, soft_wrap=True)
+
+
 def overridden(
     values: dict[str, Any], given: dict[str, Any], flags: list[str], change: list[str] | None
 ) -> dict[str, Any]:

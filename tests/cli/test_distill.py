@@ -99,3 +99,17 @@ def test_a_network_is_tuned(tmp_path):
     assert "no configuration 'nope'; there is mmd-mnist, tables" in run(
         "distill", "mmd", "nope", code=2
     )
+
+
+def test_discrete_samplers_are_learned(tmp_path):
+    options = ("--samples", 64, "--train_batch_size", 32, "--max_train_steps", 2)
+    said = run("distill", "lsd", "lsd-countdown", "--nfe", "3,2", *options, "--out", tmp_path)
+    assert "KL" in said
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == [
+        "jumps-002.json",
+        "jumps-003.json",
+    ]
+    assert "objective" in run("distill", "lsd", "lsd-countdown", "--objective", "kl", code=2)
+    options = (*options, "--teacher_steps", 4, "--judged", 64, "--out", tmp_path / "text")
+    said = run("distill", "lsd", "lsd-text", "--nfe", 2, *options)
+    assert "data_bits" in said
