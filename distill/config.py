@@ -28,7 +28,7 @@ class TableConfig(BaseModel):
     `first_seed` on. For each NFE nodes are chosen by closed-form fits to the first `search` of them
     (`place`, at most `moves` single moves) and rows are fitted to all, or, without `fitted`, the
     solver `base` on `spacing` is begun with. The numbers `what` are refined by Gauss-Newton
-    `steps`, then by a `training` if there is one (its settings may stand here by their own names:
+    `steps`, each derived from `sketch` of the samples in turn (rounded to batches), then by a `training` if there is one (its settings may stand here by their own names:
     `max_train_steps`, `learning_rate`, ..), in batches of `train_batch_size`; what does best on the
     held-out noises is kept.
 
@@ -53,6 +53,7 @@ class TableConfig(BaseModel):
     fitted: bool = True
     moves: NonNegativeInt = 25
     steps: NonNegativeInt = 6
+    sketch: PositiveInt = 100
     what: tuple[What, ...] = ("weights", "times")
     free: Free = "inner"
     loss: Kind = "l1"

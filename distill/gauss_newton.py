@@ -93,6 +93,7 @@ def refine(
     free: Free = "inner",
     objective: Objective = SQUARES,
     held_out: Sequence[Trajectories] = (),
+    at_once: int | None = None,
     progress: Progress = silent,
 ) -> Tableau:
     """The table whose samples end nearest to a teacher's, by an objective; no gradients.
@@ -101,7 +102,8 @@ def refine(
     is a difference of two runs from the step on where they part, so that the numbers of row n cost
     N - 1 - n evaluations each and those of the last row none. A sample gives as many equations as
     it has pixels: a few hundred samples determine dozens of numbers, where a descent by gradients
-    takes thousands of runs. What is best on `held_out` (or else on `batches`) is returned.
+    takes thousands of runs. A step is derived from `at_once` of the batches in turn (None: all),
+    and has to lower the loss of all. What is best on `held_out` (or else on `batches`) is returned.
     `free` as in `fit`.
 
     Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
@@ -112,9 +114,11 @@ def refine(
     judges = held_out or batches
     error, best = objective.loss(batches, table), (objective.loss(judges, table), table)
     damping, idle = DAMPING, 0
+    size = at_once or len(batches)
     for step in range(steps):
         found = knobs(table, what, free)
-        gram, right = normal_equations(batches, table, found, objective)
+        some = [batches[(step * size + i) % len(batches)] for i in range(size)]
+        gram, right = normal_equations(some, table, found, objective)
         for _ in range(TRIES):
             turns = solved(gram, right, damping).tolist()
             turn = list(zip(found, turns, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..eval.progress import Progress, silent
 from ..samplers import Tableau
-from ..samplers.fit import Free, fit_rows
+from ..samplers.fit import Free, fit_run
 from .objective import SQUARES, Objective
 from .teacher import Teacher
 
@@ -105,5 +105,5 @@ def placed(
 ) -> Placed:
     """The fit on these nodes."""
     grid, met = teacher.trajectories(places)
-    table = fit_rows(met, grid, base=base, ridge=ridge, free=free)
-    return Placed(places, table, objective.loss(met, table))
+    table, ends = fit_run(met, grid, base=base, ridge=ridge, free=free)
+    return Placed(places, table, objective.loss_of(ends, [each.states[-1] for each in met]))

@@ -73,14 +73,16 @@ class Objective:
     @torch.no_grad()
     def loss(self, batches: Sequence[Trajectories], table: Tableau) -> float:
         """The mean cost of a table's last states."""
-        costs = [
-            self.mean_cost(
-                sample(each.denoiser, table, each.start(table.grid)), each.states[-1]
-            ).double()
-            * len(each.z)
-            for each in batches
-        ]
-        return float(torch.stack(costs).sum()) / sum(len(each.z) for each in batches)
+        found = [sample(each.denoiser, table, each.start(table.grid)) for each in batches]
+        return self.loss_of(found, [each.states[-1] for each in batches])
+
+    @torch.no_grad()
+    def loss_of(self, found: Sequence[Tensor], ends: Sequence[Tensor]) -> float:
+        """The mean cost of last states, batch by batch."""
+        pairs = zip(found, ends, strict=True)
+        costs = torch.stack([self.mean_cost(x, end).double() for x, end in pairs])
+        sizes = torch.tensor([len(x) for x in found]).to(costs)
+        return float(costs @ sizes / sizes.sum())
 
 
 # The mean square of the pixels.

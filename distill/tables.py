@@ -119,6 +119,7 @@ def learn(
             free=config.free,
             objective=objective,
             held_out=held_out,
+            at_once=first_batches(lessons, min(config.sketch, config.samples)),
             progress=progress,
         )
     if config.training is not None:

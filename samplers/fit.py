@@ -122,6 +122,18 @@ def fit_rows(
     free: Free = "inner",
 ) -> Tableau:
     """The rows of `fit` from any number of batches of trajectories."""
+    return fit_run(batches, grid, base=base, ridge=ridge, free=free)[0]
+
+
+def fit_run(
+    batches: Sequence[Trajectories],
+    grid: Grid,
+    *,
+    base: str = TEACHER,
+    ridge: float = 1e-6,
+    free: Free = "inner",
+) -> tuple[Tableau, list[Tensor]]:
+    """The table of `fit_rows`, and the last state of each batch, where fitting has led it."""
     start = build(base, grid).in_basis("x0")
     n = grid.nfe
     carry, weights = np.zeros(n), np.zeros((n, n))
@@ -142,9 +154,9 @@ def fit_rows(
         for known in features:
             known[0] = sum((c * each for c, each in zip(found.tolist(), known, strict=True)))
     count = sum(len(batch.z) for batch in batches)
-    return Tableau(
-        grid, carry, weights, name=f"fitted-{n}", meta={"fitted": {"base": base, "samples": count}}
-    )
+    meta = {"fitted": {"base": base, "samples": count}}
+    table = Tableau(grid, carry, weights, name=f"fitted-{n}", meta=meta)
+    return table, [known[0] for known in features]
 
 
 def is_free(row: int, rows: int, free: Free) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.distill import refine
+from fewstep.distill import gauss_newton, refine
 from fewstep.distill.gauss_newton import Knob, consistent, knobs, normal_equations, size, turned
 from fewstep.distill.objective import Objective, distance
 from fewstep.samplers.fit import fit_rows
@@ -166,3 +166,20 @@ def test_other_tables_are_refused():
             refine(met, other)
     with pytest.raises(ValueError, match="noise schedule"):
         refine(met, replace(table, grid=replace(table.grid, schedule=None)))
+
+
+def test_a_step_may_be_derived_from_some_batches_in_turn(monkeypatch):
+    places = plain(4)
+    _, met = teacher(0, 40, 40, 40).trajectories(places)
+    table = fit_rows(met, teacher(0, 40, 40, 40).trajectories(places)[0])
+    seen = []
+    derive = gauss_newton.normal_equations
+
+    def watched(batches, *rest):
+        seen.append([met.index(each) for each in batches])
+        return derive(batches, *rest)
+
+    monkeypatch.setattr(gauss_newton, "normal_equations", watched)
+    found = refine(met, table, steps=3, at_once=2)
+    assert seen == [[0, 1], [2, 0], [1, 2]]
+    assert distance(met, found) < 0.8 * distance(met, table)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.samplers.fit import fit, fit_rows, refined, solved, teach
+from fewstep.samplers.fit import fit, fit_rows, fit_run, refined, solved, teach
 from fewstep.schedules import EDM, FlowMatching, VPLinear, grid
 
 LAW = VPLinear()
@@ -112,6 +112,15 @@ def test_batches_add_up():
     table = fit_rows(parts, nodes)
     np.testing.assert_allclose(table.weights, whole.weights, rtol=1e-6, atol=1e-9)
     assert table.meta["fitted"] == {"base": "unipc-3", "samples": 60}
+
+
+def test_a_fit_ends_where_its_table_does():
+    nodes = grid(LAW, 4, "quadratic")
+    parts = [course(nodes, part) for part in drawn(nodes, 0, 30).split([10, 20])]
+    table, ends = fit_run(parts, nodes)
+    for part, end in zip(parts, ends, strict=True):
+        again = samplers.sample(mixture(), table, part.start(nodes))
+        torch.testing.assert_close(end, again, rtol=1e-9, atol=1e-12)
 
 
 def test_without_information_the_base_stays():
