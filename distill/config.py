@@ -28,9 +28,10 @@ class TableConfig(BaseModel):
     `first_seed` on. For each NFE nodes are chosen by closed-form fits to the first `search` of them
     (`place`, at most `moves` single moves) and rows are fitted to all, or, without `fitted`, the
     solver `base` on `spacing` is begun with. The numbers `what` are refined by Gauss-Newton
-    `steps`, each derived from `sketch` of the samples in turn (rounded to batches), then by a `training` if there is one (its settings may stand here by their own names:
-    `max_train_steps`, `learning_rate`, ..), in batches of `train_batch_size`; what does best on the
-    held-out noises is kept.
+    `steps`, each derived from `sketch` of the samples in turn (rounded to batches), then by a
+    `training` if there is one (its settings may stand here by their own names: `max_train_steps`,
+    `learning_rate`, ..), in batches of `train_batch_size`; what does best on the held-out noises is
+    kept.
 
     `free` as in `samplers.fit`; `loss`, `eps`, `features` (of an extractor) and their weight as in
     `Objective`; `base`, `ball` and `gradient_checkpointing` as in `table_task`.
