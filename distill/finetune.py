@@ -26,7 +26,7 @@ from ..training import TrainingSettings, accelerator_for, gathered, train
 from .descent import checkpointed
 from .lora import add_adapters, merge_adapters
 from .mmd import KernelName, Space, clamped, kernel, mmd2
-from .result import save_model
+from .result import save_model, write_card
 from .tuning import Images, mmd_task
 
 PREVIEW = 40
@@ -146,7 +146,7 @@ def finetune(
         validate=validate,
         preview=preview,
     )
-    train(task, config.training, folder, accelerator, progress)
+    outcome = train(task, config.training, folder, accelerator, progress)
     if config.lora is not None:
         merge_adapters(model.network)
     model.network.eval().requires_grad_(False)
@@ -154,6 +154,18 @@ def finetune(
         after = judgement(judges, images, config)
     if accelerator.is_main_process:
         save_model(model, table, folder / "model")
+        write_card(
+            folder / "model",
+            f"{model.name} in {table.nfe} evaluations of {table.name}",
+            f"Fine-tuned from the network {fingerprint} (MMD-DDM) for this sampler at this number "
+            f"of steps; with others it may be worse than before. {outcome.steps} steps; the best "
+            f"weights are those after {outcome.best[1] if outcome.best else outcome.steps}. "
+            f"Kernel distances of {config.validation_images} samples:",
+            ["features", "before", "after"],
+            [[name, f"{before[name]:.5f}", f"{value:.5f}"] for name, value in after.items()],
+            config.model_dump(mode="json", exclude_defaults=True),
+            model.device,
+        )
     accelerator.wait_for_everyone()
     return Tuned(table, before, after, folder / "model")
 

@@ -1,21 +1,40 @@
-"""What a distillation leaves: folders that diffusers and fewstep load."""
+"""What a distillation leaves: folders that diffusers and fewstep load, and their cards."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..eval.models import NetworkModel
-from ..integrations import TableauScheduler
 from ..samplers import Tableau
+from ..storage import environment, write_atomically
 from ..zoo.edm import EDMNetwork, save_edm
 
-TABLE = "table.json"
+TABLE, CARD = "table.json", "README.md"
 
 
-def scheduler_of(model: NetworkModel, table: Tableau) -> Any:
-    """The diffusers scheduler that samples a model with a table, whatever steps it is asked for."""
-    return TableauScheduler.from_config(dict(model.scheduler_config or {}), tableau=table.to_dict())
+def scheduler_of(model: NetworkModel, tables: Mapping[int, Tableau]) -> Any:
+    """The diffusers scheduler that samples a model with these tables, chosen by number of steps."""
+    # Here, because diffusers takes seconds to import.
+    from ..integrations import TableauScheduler
+
+    found: dict[str, Any] = {str(nfe): table.to_dict() for nfe, table in tables.items()}
+    config = dict(model.scheduler_config or {})
+    return TableauScheduler.from_config(
+        config, tableau=found if len(found) > 1 else next(iter(found.values()))
+    )
+
+
+def save_scheduler(model: NetworkModel, tables: Mapping[int, Tableau], folder: Path) -> Path | None:
+    """Write `folder`/scheduler, which diffusers loads; None for a model without a scheduler."""
+    if model.scheduler_config is None:
+        return None
+    scheduler_of(model, tables).save_pretrained(folder / "scheduler")
+    return folder / "scheduler"
 
 
 def save_model(model: NetworkModel, table: Tableau, folder: Path) -> None:
@@ -30,8 +49,33 @@ def save_model(model: NetworkModel, table: Tableau, folder: Path) -> None:
     else:
         from diffusers import DDPMPipeline, LDMPipeline
 
-        parts: dict[str, Any] = {"unet": model.network, "scheduler": scheduler_of(model, table)}
+        scheduler = scheduler_of(model, {table.nfe: table})
+        parts: dict[str, Any] = {"unet": model.network, "scheduler": scheduler}
         vae = getattr(model.decode, "vae", None)
         kind = DDPMPipeline if vae is None else LDMPipeline
         kind(**parts, **({} if vae is None else {"vqvae": vae})).save_pretrained(folder)
     table.save(folder / TABLE)
+
+
+def write_card(
+    folder: Path,
+    title: str,
+    text: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    settings: Mapping[str, Any],
+    device: torch.device,
+) -> Path:
+    """Write `folder`/README.md: what it is, its numbers as a table, the settings, the machine."""
+    facts = environment(device)
+    lines = [
+        *(f"# {title}", "", text, ""),
+        f"| {' | '.join(head)} |",
+        f"| {' | '.join('---:' for _ in head)} |",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        *("", "Settings:", "", "```json", json.dumps(dict(settings), indent=1), "```", ""),
+        f"Machine: {facts['device']}, {facts['threads']} threads, Python {facts['python']}, torch "
+        f"{facts['torch']}, fewstep {facts['fewstep']}.",
+    ]
+    write_atomically(folder / CARD, "\n".join(lines) + "\n")
+    return folder / CARD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .learned import LearnedTable
 from .lessons import first_batches, pairs, taught
 from .nodes import place
 from .objective import Objective, distance
+from .result import save_scheduler, write_card
 from .teacher import Teacher
 
 FAMILY = "tables.json"
@@ -44,19 +46,23 @@ ASIDE = {"nfe": True, "batch_size": True, "gradient_checkpointing": True}
 class Learned:
     """A table, and how far its held-out samples and those of the best peer end from the teacher's.
 
-    `peer` names the solver and its spacing.
+    `peer` names the solver and its spacing, and `seconds` are those of processors that the table
+    took, besides the teacher.
     """
 
     table: Tableau
     error: float
     peer: str
     peer_error: float
+    seconds: float
 
 
 def learn_tables(
     config: TableConfig, model: NetworkModel, folder: Path, progress: Progress = silent
 ) -> dict[int, Learned]:
     """Learn a table for every NFE of `config`, and write them to `folder`/tables.json.
+
+    Beside it are a scheduler that diffusers loads, if the model came with one, and a card.
 
     What `folder` holds already, learned in the same way, is not learned again: the same call goes
     on where it was stopped. Raises ValueError for what the model cannot do.
@@ -74,13 +80,48 @@ def learn_tables(
             marks = {"learned": {"key": key, "model": model.fingerprint, **described(known)}}
             known.table.renamed(f"learned-{nfe}", **marks).save(part)
         tables[nfe] = known
-        samplers.save_family({n: each.table for n, each in tables.items()}, folder / FAMILY)
+        family = {n: each.table for n, each in tables.items()}
+        samplers.save_family(family, folder / FAMILY)
+        save_scheduler(model, family, folder)
+        card_of(config, model, tables, folder)
     return tables
+
+
+def card_of(
+    config: TableConfig, model: NetworkModel, tables: Mapping[int, Learned], folder: Path
+) -> None:
+    """Write the card of these tables."""
+    rows = [
+        [
+            *(f"{nfe}", f"{each.peer_error:.4f} ({each.peer})", f"{each.error:.4f}"),
+            *(f"{each.error / each.peer_error:.2f}", f"{each.seconds:.0f} s"),
+            ", ".join(f"{label:.4g}" for label in each.table.grid.label[:-1]),
+        ]
+        for nfe, each in tables.items()
+    ]
+    write_card(
+        folder,
+        f"Sampler tables for {model.name}",
+        f"Learned from {config.solver} at {config.teacher_steps} steps, on the network "
+        f"{model.fingerprint}, for guidance {config.guidance:g}. Errors are root mean squares to "
+        f"the teacher's samples on {config.held_out} noises that were not learned from. Use it by "
+        f'`fewstep.use(pipe, "{FAMILY}")`. Without fewstep only the times are of use '
+        "(`timesteps=` of a scheduler that takes them).",
+        ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
+        rows,
+        config.model_dump(mode="json", exclude_defaults=True),
+        model.device,
+    )
 
 
 def described(known: Learned) -> dict[str, float | str]:
     """What is known of a table, as JSON values."""
-    return {"error": known.error, "peer": known.peer, "peer_error": known.peer_error}
+    return {
+        "error": known.error,
+        "peer": known.peer,
+        "peer_error": known.peer_error,
+        "seconds": known.seconds,
+    }
 
 
 def stored(path: Path, key: str, fingerprint: str) -> Learned | None:
@@ -91,7 +132,8 @@ def stored(path: Path, key: str, fingerprint: str) -> Learned | None:
     marks: Mapping[str, float | str] = table.meta.get("learned", {})
     if (marks.get("key"), marks.get("model")) != (key, fingerprint):
         return None
-    return Learned(table, float(marks["error"]), str(marks["peer"]), float(marks["peer_error"]))
+    error, peer, seconds = (float(marks[key]) for key in ("error", "peer_error", "seconds"))
+    return Learned(table, error, str(marks["peer"]), peer, seconds)
 
 
 def learn(
@@ -103,6 +145,7 @@ def learn(
     progress: Progress,
 ) -> Learned:
     """The table of one NFE."""
+    begun = time.process_time()
     count = first_batches(teacher.batches, config.samples)
     objective = objective_of(config, teacher)
     lessons, held_out = teacher.batches[:count], teacher.batches[count:]
@@ -141,7 +184,8 @@ def learn(
         table = min(candidates, key=lambda each: objective.loss(held_out, each))
     found = peers(teacher, held_out, nfe)
     peer = min(found, key=lambda name: found[name])
-    return Learned(table, distance(held_out, table), peer, found[peer])
+    seconds = time.process_time() - begun
+    return Learned(table, distance(held_out, table), peer, found[peer], seconds)
 
 
 def closest(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fewstep import samplers, use
+from fewstep import TableauScheduler, samplers, use
 from fewstep.cli import app, console
 from rich.console import Console
 from typer.testing import CliRunner
@@ -40,6 +40,15 @@ def test_tables_are_learned_shown_and_sampled_with(tmp_path, pipe, command):
     assert str(path) in said
     assert list(samplers.load_family(path)) == [2, 3]
     assert "NFE 3" in run("show", path, "--nfe", 3)
+    card = (tmp_path / "README.md").read_text()
+    assert "| 3 |" in card
+    assert '"teacher_steps": 12' in card
+    loaded = TableauScheduler.from_pretrained(tmp_path / "scheduler")
+    loaded.set_timesteps(3)
+    table = samplers.load_family(path)[3]
+    assert loaded.timesteps.tolist() == pytest.approx(table.grid.label[:-1])
+    with pytest.raises(ValueError, match="3"):
+        loaded.set_timesteps(7)
     said = run(
         "sample", "--model", pipe, "--solver", path, "--nfe", 3, "--count", 2,
         "--out", tmp_path / "a.png", "--device", "cpu",
@@ -96,7 +105,7 @@ def test_a_network_is_tuned(tmp_path):
     said = run("distill", "mmd", "mmd-mnist", *options)
     assert "kd_pixels" in said
     assert (tmp_path / "out" / "model" / "model_index.json").exists()
-    assert "no configuration 'nope'; there is mmd-mnist, tables" in run(
+    assert "no configuration 'nope'; there is lsd-countdown" in run(
         "distill", "mmd", "nope", code=2
     )
 

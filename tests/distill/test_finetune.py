@@ -69,6 +69,8 @@ def test_samples_come_nearer_and_the_result_is_a_pipeline(tmp_path, config):
     images = pipe(2, generator=generator, num_inference_steps=2, output_type="np").images
     assert images.shape == (2, 8, 8, 1)
     again = load_model(str(tuned.folder))
+    card = (tuned.folder / "README.md").read_text()
+    assert f"{tuned.before['kd_pixels']:.5f} | {tuned.after['kd_pixels']:.5f}" in card
     assert Tableau.load(tuned.folder / "table.json").nfe == 2
     assert again.fingerprint != model().fingerprint
 
