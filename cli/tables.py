@@ -49,7 +49,7 @@ def show(
         raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     law = SCHEDULES[schedule]
     rule = spacing or ("lam" if law.lam(law.t_max) > -float("inf") else "uniform")
-    if solver.endswith(".json"):
+    if samplers.is_family(solver):
         table = within(samplers.load_family(solver), nfe)
     else:
         table = samplers.build_within(solver, nfe, lambda steps: schedules.grid(law, steps, rule))
@@ -101,4 +101,7 @@ def solvers() -> None:
         # One a line, as a narrow terminal would break long ones.
         about = "\n".join([each.description, *(f"[dim]{name}[/]" for name in each.aliases)])
         table.add_row(each.name, str(each.order), calls, about)
+    for name in samplers.families():
+        numbers = ", ".join(map(str, samplers.load_family(name)))
+        table.add_row(name, "", "1", f"tables learned for one model, of NFE {numbers}")
     console.out.print(table)

@@ -128,7 +128,7 @@ def table_within(
 
     Of a file of tables it is one of those; ValueError if they are of another noise schedule.
     """
-    if solver.name.endswith(".json"):
+    if samplers.is_family(solver.name):
         table = within(samplers.load_family(solver.name), nfe)
         if table.grid.schedule != schedule:
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..samplers import Tableau, load_family
+from ..samplers import Tableau, is_family, load_family
 from .families import FAMILIES
 from .keys import NODE_KEYS, replaced_keys
 from .placement import sigma_spacing
@@ -34,7 +34,8 @@ def use(
     ----------
     solver
         A name of `samplers.solvers()`; or a table, the path of one or of a family (also as text
-        that ends in .json), or a mapping from numbers of evaluations to tables or paths.
+        that ends in .json), a name of `samplers.families()`, or a mapping from numbers of
+        evaluations to tables or paths.
     spacing
         A name of `schedules.SPACINGS` in place of the nodes.
     nfe
@@ -53,7 +54,7 @@ def use(
         raise ValueError(f"use: {type(pipe).__name__} has no scheduler to replace")
     original = getattr(own, "replaced", None) or own
     chosen = {**keys, **{k: v for k, v in (("spacing", spacing), ("nfe", nfe)) if v is not None}}
-    if isinstance(solver, str) and not solver.endswith(".json"):
+    if isinstance(solver, str) and not is_family(solver):
         chosen["solver"] = solver
     elif isinstance(solver, str | Path):
         found = load_family(solver)

@@ -18,7 +18,7 @@ from .executor import (
     initial,
     sample,
 )
-from .family import load_family, save_family
+from .family import families, is_family, load_family, save_family
 from .fit import fit
 from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
@@ -54,6 +54,7 @@ __all__ = [
     "dpm_singlestep",
     "dpmpp_sde",
     "exact",
+    "families",
     "fit",
     "from_diffusers",
     "from_diffusers_config",
@@ -61,6 +62,7 @@ __all__ = [
     "heun",
     "initial",
     "ipndm",
+    "is_family",
     "lcm",
     "load_family",
     "noise",

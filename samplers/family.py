@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from .. import configs
 from ..storage import write_json
 from . import files
 from .tableau import Tableau
 
 FORMAT = "fewstep.family"
 VERSION = 1
+# Of the packaged files.
+KIND = "solvers"
+
+
+def families() -> list[str]:
+    """The names of the families that come with fewstep, each for a model of its own."""
+    return sorted(path.stem for path in configs.packaged(KIND).glob("*.json"))
+
+
+def is_family(name: str) -> bool:
+    """Whether a text means tables in a file: one that ends in .json, or a packaged family."""
+    return name.endswith(".json") or name in families()
 
 
 def save_family(tables: Mapping[int, Tableau], path: str | Path) -> None:
@@ -25,8 +38,11 @@ def save_family(tables: Mapping[int, Tableau], path: str | Path) -> None:
 def load_family(path: str | Path) -> dict[int, Tableau]:
     """The tables of a file of `save_family`, or the one of a file of `Tableau.save`, by NFE.
 
-    Raises ValueError that says what is wrong with a bad file.
+    `path` may be the name of one of `families`. Raises ValueError that says what is wrong with a
+    bad file.
     """
+    if str(path) in families():
+        path = configs.packaged(KIND) / f"{path}.json"
     data = files.read(Path(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         table = Tableau.from_dict(data, str(path))
