@@ -30,7 +30,8 @@ Evaluations = Annotated[
     str | None, typer.Option(help="Network evaluations per image, such as 3,5,8.")
 ]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale that it is learned for; 1 is off (the default).")
+    str | None,
+    typer.Option(help="Scale that it is learned for, or several: 1,2,4; 1 is off (the default)."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -69,7 +70,7 @@ def fit(
     """
     values: dict[str, Any] = {"samples": samples, "held_out": max(samples // 4, 1)}
     values |= {"search": min(samples, 40), "teacher_steps": 24, "moves": 0, "steps": 2}
-    given = {"model": model, "nfe": listed(nfe), "guidance": guidance}
+    given = {"model": model, "nfe": listed(nfe), "guidance": listed(guidance)}
     learned(overridden(values, given, context.args, change), device, folder)
 
 
@@ -117,7 +118,7 @@ def table(
         "samples": samples,
         "held_out": held_out,
         "steps": steps,
-        "guidance": guidance,
+        "guidance": listed(guidance),
     }
     target = folder or Path("runs") / Path(name).stem
     learned(overridden(values, given, flags, change), device, target)

@@ -41,7 +41,7 @@ def sample(
     Example: fewstep sample --solver dpmpp-2m --nfe 8 --label 3 --label 7 --guidance 2
     """
     loaded = load_model(model, pick_device(device))
-    table = table_within(loaded.schedule, SolverConfig(name=solver), nfe, spacing, "zero")
+    table = table_within(loaded.schedule, SolverConfig(name=solver), nfe, spacing, "zero", guidance)
     labels = None
     if loaded.classes is not None:
         wanted = label or list(range(loaded.classes))

@@ -12,7 +12,7 @@ from rich.table import Table
 from .. import samplers, schedules
 from ..eval.report import save_figure
 from ..samplers import picture
-from ..samplers.family import within
+from ..samplers.family import load_blends, within
 from . import console
 from .app import app
 from .console import Nfe, print_table
@@ -35,6 +35,9 @@ def show(
         str | None,
         typer.Option(help="As in `sample`; lam, or uniform where a law starts at pure noise."),
     ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale, for tables that depend on it.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--out", help="Also draw the triangle: a PNG.")
     ] = None,
@@ -50,7 +53,7 @@ def show(
     law = SCHEDULES[schedule]
     rule = spacing or ("lam" if law.lam(law.t_max) > -float("inf") else "uniform")
     if samplers.is_family(solver):
-        table = within(samplers.load_family(solver), nfe)
+        table = within(samplers.load_family(solver, guidance), nfe)
     else:
         table = samplers.build_within(solver, nfe, lambda steps: schedules.grid(law, steps, rule))
     rows = tableau_rows(table)
@@ -102,6 +105,6 @@ def solvers() -> None:
         about = "\n".join([each.description, *(f"[dim]{name}[/]" for name in each.aliases)])
         table.add_row(each.name, str(each.order), calls, about)
     for name in samplers.families():
-        numbers = ", ".join(map(str, samplers.load_family(name)))
+        numbers = ", ".join(map(str, load_blends(name)))
         table.add_row(name, "", "1", f"tables learned for one model, of NFE {numbers}")
     console.out.print(table)

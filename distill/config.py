@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Self
 
 from pydantic import (
@@ -33,6 +34,10 @@ class TableConfig(BaseModel):
     `learning_rate`, ..), in batches of `train_batch_size`; what does best on the held-out noises is
     kept.
 
+    `guidance` may be several scales: the numbers are then polynomials of at most `degree` in the
+    scale, found at once for these and those halfway between, and the family serves every scale in
+    their range.
+
     `free` as in `samplers.fit`; `loss`, `eps`, `features` (of an extractor) and their weight as in
     `Objective`; `base`, `ball` and `gradient_checkpointing` as in `table_task`.
     """
@@ -49,7 +54,8 @@ class TableConfig(BaseModel):
     search: PositiveInt = 100
     first_seed: NonNegativeInt = 2**31
     labels: str | int = "balanced"
-    guidance: float = 1.0
+    guidance: tuple[float, ...] = (1.0,)
+    degree: PositiveInt = 2
     base: str = "unipc-3"
     fitted: bool = True
     moves: NonNegativeInt = 25
@@ -81,6 +87,12 @@ class TableConfig(BaseModel):
             raise ValueError("give at least one number of evaluations")
         return tuple(sorted(set(value)))
 
+    @field_validator("guidance", mode="before")
+    @classmethod
+    def one_or_many(cls, value: Any) -> Any:
+        """Accept one scale, and sort several."""
+        return tuple(sorted(set(value))) if isinstance(value, list | tuple) else (value,)
+
     @field_validator("first_seed")
     @classmethod
     def room(cls, value: int) -> int:
@@ -89,9 +101,30 @@ class TableConfig(BaseModel):
             raise ValueError(f"first_seed must leave room for the samples below {SEEDS}")
         return value
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales to learn at: those given, and the middles between, where none were given."""
+        middles = ((a + b) / 2 for a, b in itertools.pairwise(self.guidance))
+        return tuple(sorted({*self.guidance, *middles}))
+
+    @property
+    def knots(self) -> tuple[float, ...]:
+        """The scales that tables are kept for: the ends, and those evenly between."""
+        count = min(self.degree + 1, len(self.guidance))
+        last = max(count - 1, 1)
+        low, high = self.guidance[0], self.guidance[-1]
+        return tuple(low + (high - low) * k / last for k in range(count))
+
     @model_validator(mode="after")
     def enough(self) -> Self:
-        """Refuse a training in batches of more samples than there are."""
+        """Refuse a training in batches of more samples than there are, or of several scales."""
+        if not self.guidance:
+            raise ValueError("give at least one guidance scale; 1 is off")
+        if self.training is not None and len(self.guidance) > 1:
+            raise ValueError("a training by gradients is for one guidance scale; give one, or none")
+        if min(self.samples, self.held_out, self.search) < len(self.scales):
+            many = f"{len(self.scales)} guidance scales, with those between"
+            raise ValueError(f"samples, held_out and search must each cover {many}")
         if self.training is not None and self.train_batch_size > self.samples:
             raise ValueError(
                 f"train_batch_size {self.train_batch_size} is more than the {self.samples} samples"

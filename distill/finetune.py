@@ -103,7 +103,8 @@ def finetune(
     Resumed, on several processes or not, as `training.train` says. Raises ValueError for a model
     without real images, and a solver that cannot spend `nfe`.
     """
-    table = table_within(model.schedule, config.solver, config.nfe, config.spacing, "zero")
+    law, scale = model.schedule, config.guidance
+    table = table_within(law, config.solver, config.nfe, config.spacing, "zero", scale)
     if table.nfe != config.nfe:
         raise ValueError(f"{config.solver.name} takes {table.nfe} evaluations, not {config.nfe}")
     if config.model.data is None:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..eval.progress import Progress, silent
 from ..samplers import State, Tableau, advance, initial, sample
+from ..samplers.blend import Coordinates, coordinates, mixed, with_coordinates
 from ..samplers.fit import Free, Trajectories, is_free, solved
-from ..schedules import Grid
-from ..schedules.base import Float
 from .objective import SQUARES, Objective
 
 What = Literal["weights", "times", "labels"]
@@ -57,31 +55,18 @@ def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
 
     Where a node moves, rows keep how far they are from what constant x0 asks of them.
     """
-    carry, weights = table.carry.copy(), table.weights.copy()
-    time, label = table.grid.time.copy(), table.grid.label.copy()
-    shift = label - table.grid.require_schedule().label(time)
+    time, label, carry, weights = (part.copy() for part in coordinates(table))
     for knob, turn in turns:
         if knob.kind == "times":
             time[knob.row] += turn
         elif knob.kind == "labels":
-            shift[knob.row] += turn
+            label[knob.row] += turn
         elif knob.column < 0:
             carry[knob.row] += turn
         else:
             weights[knob.row, knob.column] += turn
             weights[knob.row, knob.row] -= turn if knob.balanced else 0.0
-    grid = Grid.from_times(table.grid.require_schedule(), time)
-    before, after = (consistent(each) for each in (table.grid, grid))
-    carry += after[0] - before[0]
-    weights[np.diag_indices(grid.nfe)] += after[1] - before[1]
-    grid = replace(grid, label=grid.label + shift)
-    return replace(table, grid=grid, carry=carry, weights=weights)
-
-
-def consistent(grid: Grid) -> tuple[Float, Float]:
-    """The carry, and the sums of the rows in x0, that keep constant x0 exact: float64 [N] each."""
-    carry = grid.sigma[1:] / grid.sigma[:-1]
-    return carry, grid.alpha[1:] - carry * grid.alpha[:-1]
+    return with_coordinates(table, Coordinates(time, label, carry, weights))
 
 
 def refine(
@@ -109,31 +94,59 @@ def refine(
     Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
     knows no schedule.
     """
-    if table.basis != "x0" or table.stochastic:
-        raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")
+    (found,) = refine_tables(
+        batches,
+        [table],
+        what=what,
+        steps=steps,
+        free=free,
+        objective=objective,
+        held_out=held_out,
+        at_once=at_once,
+        progress=progress,
+    )
+    return found
+
+
+def refine_tables(
+    batches: Sequence[Trajectories],
+    tables: Sequence[Tableau],
+    *,
+    what: Sequence[What],
+    steps: int,
+    free: Free,
+    objective: Objective,
+    held_out: Sequence[Trajectories],
+    at_once: int | None,
+    progress: Progress = silent,
+) -> list[Tableau]:
+    """As `refine`, several tables at once, which the batches mix with their shares."""
+    for table in tables:
+        if table.basis != "x0" or table.stochastic:
+            raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")
+    tables = list(tables)
     judges = held_out or batches
-    error, best = objective.loss(batches, table), (objective.loss(judges, table), table)
+    error, best = objective.loss(batches, tables), (objective.loss(judges, tables), tables)
     damping, idle = DAMPING, 0
     size = at_once or len(batches)
+    found = knobs(tables[0], what, free)
     for step in range(steps):
-        found = knobs(table, what, free)
         some = [batches[(step * size + i) % len(batches)] for i in range(size)]
-        gram, right = normal_equations(some, table, found, objective)
+        gram, right = normal_equations(some, tables, found, objective)
         for _ in range(TRIES):
-            turns = solved(gram, right, damping).tolist()
-            turn = list(zip(found, turns, strict=True))
-            after = loss_if_valid(batches, table, turn, objective)
+            turns = solved(gram, right, damping).reshape(len(tables), -1)
+            after = loss_if_valid(batches, tables, found, turns, objective)
             if after is not None and after[0] < error:
                 break
             damping *= 10
         if after is None or after[0] >= error:
             break
-        error, table = after
+        error, tables = after
         damping = max(damping / 10, LEAST)
-        judged = objective.loss(judges, table)
+        judged = objective.loss(judges, tables)
         idle = 0 if judged < best[0] else idle + 1
-        best = min(best, (judged, table), key=lambda pair: pair[0])
-        progress(step + 1, steps, f"NFE {table.nfe}: loss {best[0]:.4g}")
+        best = min(best, (judged, tables), key=lambda pair: pair[0])
+        progress(step + 1, steps, f"NFE {tables[0].nfe}: loss {best[0]:.4g}")
         if idle == 2:
             break
     return best[1]
@@ -141,30 +154,40 @@ def refine(
 
 def loss_if_valid(
     batches: Sequence[Trajectories],
-    table: Tableau,
-    turns: list[tuple[Knob, float]],
+    tables: Sequence[Tableau],
+    found: Sequence[Knob],
+    turns: Tensor,
     objective: Objective,
-) -> tuple[float, Tableau] | None:
-    """The turned table and its loss; None where its times cross, or its samples overflow."""
+) -> tuple[float, list[Tableau]] | None:
+    """The turned tables and their loss; None where times cross, or samples overflow."""
     try:
-        found = turned(table, turns)
+        after = [
+            turned(table, list(zip(found, turn.tolist(), strict=True)))
+            for table, turn in zip(tables, turns, strict=True)
+        ]
+        error = objective.loss(batches, after)
     except ValueError:
         return None
-    error = objective.loss(batches, found)
-    return (error, found) if error == error else None
+    return (error, after) if error == error else None
 
 
 @torch.no_grad()
 def normal_equations(
     batches: Sequence[Trajectories],
-    table: Tableau,
+    tables: Sequence[Tableau],
     found: Sequence[Knob],
     objective: Objective = SQUARES,
 ) -> tuple[Tensor, Tensor]:
-    """J^T W J and J^T W r of the outputs' derivative J, their distance r, and its slopes W."""
-    gram = torch.zeros(len(found), len(found), dtype=torch.float64)
-    right = torch.zeros(len(found), dtype=torch.float64)
+    """J^T W J and J^T W r of the outputs' derivative J, their distance r, and its slopes W.
+
+    Of all numbers of the first table, then of the second, ..: those of a batch's own table with its
+    shares.
+    """
+    total = len(found) * len(tables)
+    gram = torch.zeros(total, total, dtype=torch.float64)
+    right = torch.zeros(total, dtype=torch.float64)
     for batch in batches:
+        table = mixed(tables, batch.shares)
         run = Recorded.of(batch, table)
         end = objective.outputs(run.end)
         ends = (objective.outputs(run.end_with(knob)) for knob in found)
@@ -172,8 +195,9 @@ def normal_equations(
         columns /= torch.tensor([size(knob, table) for knob in found]).to(columns)[:, None]
         gap = objective.outputs(batch.states[-1]) - end
         weighted = columns * objective.slope(gap).flatten()
-        gram += (weighted @ columns.T).cpu()
-        right += (weighted @ gap.flatten()).cpu()
+        share = torch.tensor(batch.shares, dtype=torch.float64)
+        gram += torch.kron(torch.outer(share, share), (weighted @ columns.T).cpu())
+        right += torch.kron(share, (weighted @ gap.flatten()).cpu())
     return gram, right
 
 

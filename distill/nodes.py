@@ -9,7 +9,7 @@ import numpy as np
 
 from ..eval.progress import Progress, silent
 from ..samplers import Tableau
-from ..samplers.fit import Free, fit_run
+from ..samplers.fit import Free, fit_tables
 from .objective import SQUARES, Objective
 from .teacher import Teacher
 
@@ -21,10 +21,10 @@ POWERS = (1.0, 0.8, 1.25)
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A table on the nodes `places` of a teacher, and the loss of its samples."""
+    """The tables (one for each share) on nodes `places` of a teacher, and the loss of samples."""
 
     places: tuple[int, ...]
-    table: Tableau
+    tables: list[Tableau]
     loss: float
 
 
@@ -41,8 +41,8 @@ def place(
 ) -> Placed:
     """The nodes, of `nfe` of a teacher's, on which the closed-form table has the least loss.
 
-    Every try is a fit (`fit_rows`): first a few spreads, then single nodes are moved, by fewer and
-    fewer places, as long as that helps and at most `moves` times.
+    Every try is a fit (`fit_tables`): first a few spreads, then single nodes are moved, by fewer
+    and fewer places, as long as that helps and at most `moves` times.
     """
     total = teacher.grid.nfe
     if not 1 <= nfe < total:
@@ -105,5 +105,5 @@ def placed(
 ) -> Placed:
     """The fit on these nodes."""
     grid, met = teacher.trajectories(places)
-    table, ends = fit_run(met, grid, base=base, ridge=ridge, free=free)
-    return Placed(places, table, objective.loss_of(ends, [each.states[-1] for each in met]))
+    tables, ends = fit_tables(met, grid, base=base, ridge=ridge, free=free)
+    return Placed(places, tables, objective.loss_of(ends, [each.states[-1] for each in met]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import Tableau, sample
+from ..samplers.blend import mixed
 from ..samplers.fit import Trajectories
 
 Kind = Literal["l2", "l1", "log"]
@@ -71,9 +72,13 @@ class Objective:
         return self.cost(self.outputs(x) - self.outputs(ends)).mean()
 
     @torch.no_grad()
-    def loss(self, batches: Sequence[Trajectories], table: Tableau) -> float:
-        """The mean cost of a table's last states."""
-        found = [sample(each.denoiser, table, each.start(table.grid)) for each in batches]
+    def loss(self, batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
+        """The mean cost of the last states of a table, or of several with the batches' shares."""
+        several = [tables] if isinstance(tables, Tableau) else tables
+        found = []
+        for each in batches:
+            table = mixed(several, each.shares)
+            found.append(sample(each.denoiser, table, each.start(table.grid)))
         return self.loss_of(found, [each.states[-1] for each in batches])
 
     @torch.no_grad()
@@ -89,6 +94,6 @@ class Objective:
 SQUARES = Objective("l2")
 
 
-def distance(batches: Sequence[Trajectories], table: Tableau) -> float:
-    """The root mean square between the samples of a table and the teacher's."""
-    return SQUARES.loss(batches, table) ** 0.5
+def distance(batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
+    """The root mean square between the samples of a table (or several) and the teacher's."""
+    return SQUARES.loss(batches, tables) ** 0.5

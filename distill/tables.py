@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +18,15 @@ from ..eval.extractors import extractor, unrounded
 from ..eval.models import NetworkModel
 from ..eval.progress import Progress, silent
 from ..samplers import Tableau
-from ..samplers.fit import Trajectories, fit_rows
+from ..samplers.blend import Blend
+from ..samplers.family import load_blends
+from ..samplers.fit import Trajectories, fit_tables
 from ..schedules import grid
 from ..storage import digest
 from ..training import accelerator_for, train
 from .config import TableConfig
 from .descent import table_task
-from .gauss_newton import refine
+from .gauss_newton import refine_tables
 from .learned import LearnedTable
 from .lessons import first_batches, pairs, taught
 from .nodes import place
@@ -46,15 +48,20 @@ ASIDE = {"nfe": True, "batch_size": True, "gradient_checkpointing": True}
 class Learned:
     """A table, and how far its held-out samples and those of the best peer end from the teacher's.
 
-    `peer` names the solver and its spacing, and `seconds` are those of processors that the table
-    took, besides the teacher.
+    `tables` are those of all scales, or one. `peer` names the solver and its spacing, and `seconds`
+    are those of processors that it took, besides the teacher.
     """
 
-    table: Tableau
+    tables: Blend
     error: float
     peer: str
     peer_error: float
     seconds: float
+
+    @property
+    def table(self) -> Tableau:
+        """The table of the lowest scale, or of the only one."""
+        return self.tables.tables[0]
 
 
 def learn_tables(
@@ -62,7 +69,8 @@ def learn_tables(
 ) -> dict[int, Learned]:
     """Learn a table for every NFE of `config`, and write them to `folder`/tables.json.
 
-    Beside it are a scheduler that diffusers loads, if the model came with one, and a card.
+    Beside it are a card and, if the model came with one and they are for one guidance scale, a
+    scheduler that diffusers loads.
 
     What `folder` holds already, learned in the same way, is not learned again: the same call goes
     on where it was stopped. Raises ValueError for what the model cannot do.
@@ -77,12 +85,11 @@ def learn_tables(
             if teacher is None:
                 teacher = taught(config, model, folder / "teacher", progress)
             known = learn(config, model, teacher, nfe, folder, progress)
-            marks = {"learned": {"key": key, "model": model.fingerprint, **described(known)}}
-            known.table.renamed(f"learned-{nfe}", **marks).save(part)
+            samplers.save_family({nfe: marked(known, nfe, key, model)}, part)
         tables[nfe] = known
-        family = {n: each.table for n, each in tables.items()}
-        samplers.save_family(family, folder / FAMILY)
-        save_scheduler(model, family, folder)
+        samplers.save_family({n: each.tables for n, each in tables.items()}, folder / FAMILY)
+        if len(config.guidance) == 1:
+            save_scheduler(model, {n: each.table for n, each in tables.items()}, folder)
         card_of(config, model, tables, folder)
     return tables
 
@@ -99,14 +106,15 @@ def card_of(
         ]
         for nfe, each in tables.items()
     ]
+    scales = ", ".join(f"{scale:g}" for scale in config.guidance)
     write_card(
         folder,
         f"Sampler tables for {model.name}",
         f"Learned from {config.solver} at {config.teacher_steps} steps, on the network "
-        f"{model.fingerprint}, for guidance {config.guidance:g}. Errors are root mean squares to "
-        f"the teacher's samples on {config.held_out} noises that were not learned from. Use it by "
-        f'`fewstep.use(pipe, "{FAMILY}")`. Without fewstep only the times are of use '
-        "(`timesteps=` of a scheduler that takes them).",
+        f"{model.fingerprint}, for guidance {scales}. Errors are root mean squares to the "
+        f"teacher's samples on {config.held_out} noises that were not learned from. Use it by "
+        f'`fewstep.use(pipe, "{FAMILY}")`, with `guidance=` for several scales. Without fewstep '
+        "only the times are of use (`timesteps=` of a scheduler that takes them).",
         ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
         rows,
         config.model_dump(mode="json", exclude_defaults=True),
@@ -114,26 +122,30 @@ def card_of(
     )
 
 
-def described(known: Learned) -> dict[str, float | str]:
-    """What is known of a table, as JSON values."""
-    return {
+def marked(known: Learned, nfe: int, key: str, model: NetworkModel) -> Blend:
+    """The tables with a name, and with what is known of them."""
+    marks = {
+        "key": key,
+        "model": model.fingerprint,
         "error": known.error,
         "peer": known.peer,
         "peer_error": known.peer_error,
         "seconds": known.seconds,
     }
+    tables = (each.renamed(f"learned-{nfe}", learned=marks) for each in known.tables.tables)
+    return replace(known.tables, tables=tuple(tables))
 
 
 def stored(path: Path, key: str, fingerprint: str) -> Learned | None:
-    """A table learned before, in the same way and of the same weights."""
+    """Tables learned before, in the same way and of the same weights."""
     if not path.exists():
         return None
-    table = Tableau.load(path)
-    marks: Mapping[str, float | str] = table.meta.get("learned", {})
+    (blend,) = load_blends(path).values()
+    marks: Mapping[str, float | str] = blend.tables[0].meta.get("learned", {})
     if (marks.get("key"), marks.get("model")) != (key, fingerprint):
         return None
     error, peer, seconds = (float(marks[key]) for key in ("error", "peer_error", "seconds"))
-    return Learned(table, error, str(marks["peer"]), peer, seconds)
+    return Learned(blend, error, str(marks["peer"]), peer, seconds)
 
 
 def learn(
@@ -150,13 +162,14 @@ def learn(
     objective = objective_of(config, teacher)
     lessons, held_out = teacher.batches[:count], teacher.batches[count:]
     if config.fitted:
-        table = closest(config, teacher.part(0, count), nfe, objective, progress)
+        tables = closest(config, teacher.part(0, count), nfe, objective, progress)
     else:
-        table = samplers.build(config.base, grid(model.schedule, nfe, config.spacing))
+        plain = samplers.build(config.base, grid(model.schedule, nfe, config.spacing))
+        tables = [plain.in_basis("x0")] * len(config.knots)
     if config.steps:
-        table = refine(
+        tables = refine_tables(
             lessons,
-            table,
+            tables,
             what=config.what,
             steps=config.steps,
             free=config.free,
@@ -166,6 +179,7 @@ def learn(
             progress=progress,
         )
     if config.training is not None:
+        (table,) = tables
         module = LearnedTable(table, config.what, base=config.base, free=config.free)
         task = table_task(
             module,
@@ -180,18 +194,19 @@ def learn(
         )
         out = folder / f"training-{nfe:03d}"
         train(task, config.training, out, accelerator_for(config.training, out), progress)
-        candidates = (table, module.table())
-        table = min(candidates, key=lambda each: objective.loss(held_out, each))
+        candidates = (tables, [module.table()])
+        tables = min(candidates, key=lambda each: objective.loss(held_out, each))
     found = peers(teacher, held_out, nfe)
     peer = min(found, key=lambda name: found[name])
     seconds = time.process_time() - begun
-    return Learned(table, distance(held_out, table), peer, found[peer], seconds)
+    blend = Blend(config.knots, tuple(tables))
+    return Learned(blend, distance(held_out, tables), peer, found[peer], seconds)
 
 
 def closest(
     config: TableConfig, teacher: Teacher, nfe: int, objective: Objective, progress: Progress
-) -> Tableau:
-    """The closed form on the nodes that suit it best."""
+) -> list[Tableau]:
+    """The closed form on the nodes that suit it best: a table for each of the knots."""
     chosen = place(
         teacher.part(0, first_batches(teacher.batches, min(config.search, config.samples))),
         nfe,
@@ -202,7 +217,7 @@ def closest(
         progress=progress,
     )
     nodes, met = teacher.trajectories(chosen.places)
-    return fit_rows(met, nodes, base=config.base, free=config.free)
+    return fit_tables(met, nodes, base=config.base, free=config.free).tables
 
 
 def objective_of(config: TableConfig, teacher: Teacher) -> Objective:

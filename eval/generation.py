@@ -68,7 +68,8 @@ class GenerateConfig(BaseModel):
 def job_for(config: GenerateConfig, model: Model, extractors: tuple[Extractor, ...]) -> Job:
     """The job of a config on a loaded model; ValueError for what the model cannot do."""
     pick_device(config.noise_device)
-    table = table_within(model.schedule, config.solver, config.nfe, config.spacing, config.end)
+    law, scale = model.schedule, config.guidance
+    table = table_within(law, config.solver, config.nfe, config.spacing, config.end, scale)
     seeds = range(config.first, config.first + config.count)
     labels = label_rule(config.labels, model.classes, model.shape, seeds, config.noise_device)
     draw = Draw(seeds, labels, config.guidance, config.noise_device)

@@ -122,14 +122,20 @@ class ExtractorConfig(BaseModel):
 
 
 def table_within(
-    schedule: Schedule, solver: SolverConfig, nfe: int, spacing: str, end: End
+    schedule: Schedule,
+    solver: SolverConfig,
+    nfe: int,
+    spacing: str,
+    end: End,
+    guidance: float | None = None,
 ) -> samplers.Tableau:
     """The table of one solver that spends `nfe`, or the most below that it can.
 
-    Of a file of tables it is one of those; ValueError if they are of another noise schedule.
+    Of a file of tables it is one of those, at that `guidance` where they depend on it; ValueError
+    if they are of another noise schedule.
     """
     if samplers.is_family(solver.name):
-        table = within(samplers.load_family(solver.name), nfe)
+        table = within(samplers.load_family(solver.name, guidance), nfe)
         if table.grid.schedule != schedule:
             raise ValueError(
                 f"{solver.name} has tables of {table.grid.schedule}, not of {schedule}"

@@ -20,6 +20,7 @@ def use(
     *,
     spacing: str | None = None,
     nfe: int | None = None,
+    guidance: float | None = None,
     verbose: bool = True,
     **keys: Any,
 ) -> TableauScheduler:
@@ -41,6 +42,8 @@ def use(
     nfe
         Network evaluations of a run at most, whatever number of steps the pipeline asks for. Text
         to image only: pipelines that begin late count in the steps that they asked for.
+    guidance
+        The scale that the pipeline will be called with, for tables that depend on it.
     keys
         Further keys of `TableauScheduler.from_config`, such as `solver_options` or `like`.
 
@@ -57,7 +60,7 @@ def use(
     if isinstance(solver, str) and not is_family(solver):
         chosen["solver"] = solver
     elif isinstance(solver, str | Path):
-        found = load_family(solver)
+        found = load_family(solver, guidance)
         tables = {str(table.grid.nfe): table.to_dict() for table in found.values()}
         chosen["tableau"] = tables if len(tables) > 1 else next(iter(tables.values()))
     elif isinstance(solver, Mapping) and "weights" not in solver:

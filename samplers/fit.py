@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +27,14 @@ class Trajectories:
     """Some samples: their denoiser, their noise z, and where a teacher is at nodes 1 to N.
 
     `z` is [B, ...] of unit variance, `states` N tensors like it. A run begins at sigma[0] z; the
-    teacher may have begun earlier.
+    teacher may have begun earlier. Where several tables are learned at once, the one that is run
+    here has their numbers with `shares` (see `blend.mixed`).
     """
 
     denoiser: Denoiser
     z: Tensor
     states: Sequence[Tensor]
+    shares: tuple[float, ...] = (1.0,)
 
     def start(self, grid: Grid) -> Tensor:
         """The state at node 0 of a grid: noise alone."""
@@ -122,41 +124,56 @@ def fit_rows(
     free: Free = "inner",
 ) -> Tableau:
     """The rows of `fit` from any number of batches of trajectories."""
-    return fit_run(batches, grid, base=base, ridge=ridge, free=free)[0]
+    (table,) = fit_tables(batches, grid, base=base, ridge=ridge, free=free).tables
+    return table
 
 
-def fit_run(
+class Fitted(NamedTuple):
+    """Tables, and the last state of each batch, where fitting has led it."""
+
+    tables: list[Tableau]
+    ends: list[Tensor]
+
+
+def fit_tables(
     batches: Sequence[Trajectories],
     grid: Grid,
     *,
     base: str = TEACHER,
     ridge: float = 1e-6,
     free: Free = "inner",
-) -> tuple[Tableau, list[Tensor]]:
-    """The table of `fit_rows`, and the last state of each batch, where fitting has led it."""
+) -> Fitted:
+    """As `fit_rows`, a table for each of the batches' shares: one least-squares problem."""
     start = build(base, grid).in_basis("x0")
-    n = grid.nfe
-    carry, weights = np.zeros(n), np.zeros((n, n))
+    n, many = grid.nfe, len(batches[0].shares)
+    carry, weights = np.zeros((many, n)), np.zeros((many, n, n))
+    shares = [torch.tensor(batch.shares, dtype=torch.float64) for batch in batches]
     features = [[batch.start(grid)] for batch in batches]
     for row in range(n):
         prior = torch.tensor([start.carry[row], *start.weights[row, : row + 1]])
-        gram, right = torch.zeros(row + 2, row + 2).double(), torch.zeros(row + 2).double()
-        for known, batch in zip(features, batches, strict=True):
+        span = changes(row, is_free(row, n, free))
+        size = many * span.shape[1]
+        gram, right = torch.zeros(size, size).double(), torch.zeros(size).double()
+        for known, batch, share in zip(features, batches, shares, strict=True):
             with torch.no_grad():
                 known.append(batch.denoiser(known[0], grid.nodes[row]).to(known[0].dtype))
             columns = torch.stack([each.double().flatten() for each in known])
             target = batch.states[row].double().flatten() - prior.to(columns) @ columns
-            gram += (columns @ columns.T).cpu()
-            right += (columns @ target).cpu()
-        span = changes(row, is_free(row, n, free))
-        found = prior + span @ solved(span.T @ gram @ span, span.T @ right, ridge)
-        carry[row], weights[row, : row + 1] = found[0], found[1:]
-        for known in features:
-            known[0] = sum((c * each for c, each in zip(found.tolist(), known, strict=True)))
+            square, towards = (columns @ columns.T).cpu(), (columns @ target).cpu()
+            gram += torch.kron(torch.outer(share, share), span.T @ square @ span)
+            right += torch.kron(share, span.T @ towards)
+        found = prior + solved(gram, right, ridge).reshape(many, -1) @ span.T
+        carry[:, row], weights[:, row, : row + 1] = found[:, 0], found[:, 1:]
+        for known, share in zip(features, shares, strict=True):
+            own = (share @ found).tolist()
+            known[0] = sum((c * each for c, each in zip(own, known, strict=True)))
     count = sum(len(batch.z) for batch in batches)
     meta = {"fitted": {"base": base, "samples": count}}
-    table = Tableau(grid, carry, weights, name=f"fitted-{n}", meta=meta)
-    return table, [known[0] for known in features]
+    tables = [
+        Tableau(grid, c, w, name=f"fitted-{n}", meta=meta)
+        for c, w in zip(carry, weights, strict=True)
+    ]
+    return Fitted(tables, [known[0] for known in features])
 
 
 def is_free(row: int, rows: int, free: Free) -> bool:

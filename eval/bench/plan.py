@@ -67,7 +67,8 @@ def plan(config: BenchConfig, schedule: Schedule, panel: Panel, seed: int) -> li
             if nfe not in (solver.nfe or config.nfe):
                 continue
             for spacing in (solver.spacing,) if solver.spacing else config.spacings:
-                table = table_within(schedule, solver, nfe, spacing, config.end)
+                scale = panel.guidance
+                table = table_within(schedule, solver, nfe, spacing, config.end, scale)
                 curve = curve_name(config, solver, table.name, spacing)
                 cell = Cell(panel, curve, spacing, nfe, seed, table, suffix)
                 if owners.setdefault(curve, (solver, spacing)) != (solver, spacing):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.distill import gauss_newton, refine
-from fewstep.distill.gauss_newton import Knob, consistent, knobs, normal_equations, size, turned
+from fewstep.distill.gauss_newton import Knob, knobs, normal_equations, size, turned
 from fewstep.distill.objective import Objective, distance
+from fewstep.samplers.blend import consistent
 from fewstep.samplers.fit import fit_rows
 
 from .problem import LAW, held_out, plain, teacher
@@ -49,7 +50,7 @@ def test_derivatives_are_those_of_autograd():
     gap = (batch.states[-1] - run).detach()
     (run * gap).sum().backward()
     found = knobs(table, ["weights"])
-    _, right = normal_equations(met, table, found)
+    _, right = normal_equations(met, [table], found)
     slopes = weights.grad
     exact = [
         float(carry.grad[k.row])
@@ -67,7 +68,7 @@ def test_the_derivative_of_a_node_is_that_of_whole_runs(kind):
         # A denoiser that looks at its label.
         met = [replace(each, denoiser=labelled(each.denoiser)) for each in met]
     found = knobs(table, [kind])
-    _, right = normal_equations(met, table, found)
+    _, right = normal_equations(met, [table], found)
     ends = lambda t: torch.cat(  # noqa: E731
         [samplers.sample(e.denoiser, t, e.z * float(t.grid.sigma[0])).flatten() for e in met]
     )

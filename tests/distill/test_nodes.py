@@ -17,7 +17,7 @@ def test_a_search_ends_no_worse_than_it_began():
         for power in (0.8, 1.0, 1.25)
     )
     assert found.loss <= begun
-    assert found.loss == pytest.approx(distance(met(found.places), found.table) ** 2)
+    assert found.loss == pytest.approx(distance(met(found.places), found.tables) ** 2)
 
 
 def met(places):
@@ -28,7 +28,7 @@ def test_the_nodes_are_better_than_even_ones_on_other_samples():
     chosen = place(teacher(0, 300), 4, moves=30)
     even = placed(teacher(0, 300), tuple(plain(4)), "unipc-3", 1e-6)
     judged = [
-        distance(held_out().trajectories(each.places)[1], each.table) for each in (chosen, even)
+        distance(held_out().trajectories(each.places)[1], each.tables) for each in (chosen, even)
     ]
     assert judged[0] < judged[1]
     base = samplers.build("unipc-3", held_out().trajectories(plain(4))[0])

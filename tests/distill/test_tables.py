@@ -5,7 +5,8 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.distill.config import TableConfig
-from fewstep.distill.lessons import first_batches, taught
+from fewstep.distill.lessons import divided, first_batches, taught
+from fewstep.distill.objective import distance
 from fewstep.distill.tables import FAMILY, learn_tables
 from fewstep.eval.models import Draw
 from fewstep.eval.settings import SolverConfig, table_within
@@ -82,9 +83,32 @@ def test_tables_are_of_the_scale_that_they_were_learned_for(tmp_path):
     assert abs(plain.weights - guided.weights).max() > 1e-2
 
 
+def test_one_family_serves_a_range_of_guidance_scales(tmp_path):
+    changes = {"samples": 60, "held_out": 15, "search": 30, "nfe": [4], "steps": 3}
+    several = learn_tables(config(guidance=[1, 2, 4], **changes), curved(), tmp_path / "all")[4]
+    assert several.tables.scales == (1.0, 2.5, 4.0)
+    path = tmp_path / "all" / FAMILY
+    assert not (tmp_path / "all" / "scheduler").exists()
+    for scale in (1.0, 3.0, 4.0):
+        judge = config(guidance=scale, **{**changes, "samples": 24, "held_out": 24})
+        unseen = judge.model_copy(update={"first_seed": 2**31 + 10_000})
+        batches = taught(unseen, curved(), tmp_path / f"judge-{scale}").batches
+        own = distance(batches, samplers.load_family(path, scale)[4])
+        plain = distance(batches, samplers.build("unipc-3", grid(curved().schedule, 4, "uniform")))
+        assert own < 0.4 * plain
+
+
+def test_batches_are_of_all_scales_in_turn():
+    parts = divided(range(10, 40), (1.0, 2.0, 4.0), 8)
+    assert [scale for _, scale in parts] == [1.0, 2.0, 4.0] * 2
+    assert [row for rows, _ in parts for row in rows] == list(range(10, 40))
+    assert max(len(rows) for rows, _ in parts) <= 8
+    assert [len(rows) for rows, _ in divided(range(10), (1.0,), 4)] == [3, 3, 4]
+
+
 def test_the_first_batches_are_for_the_search(tmp_path):
     batches = taught(config(), curved(), tmp_path).batches
-    assert [len(each.z) for each in batches] == [8, 10, 6, 8]
+    assert [len(each.z) for each in batches] == [8, 8, 8, 8]
     assert (first_batches(batches, 8), first_batches(batches, 24)) == (1, 3)
 
 
@@ -97,6 +121,9 @@ def test_the_first_batches_are_for_the_search(tmp_path):
         ({"what": ["noise"]}, "what"),
         ({"first_seed": 2**32 - 1}, "room for the samples"),
         ({"stepz": 1}, "stepz"),
+        ({"guidance": []}, "at least one guidance scale"),
+        ({"guidance": [1, 3], "max_train_steps": 5, "train_batch_size": 4}, "for one guidance"),
+        ({"guidance": [1, 2, 3], "search": 2}, "each cover 5 guidance scales"),
     ],
 )
 def test_bad_settings_are_named(changes, said):

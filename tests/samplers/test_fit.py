@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.samplers.fit import fit, fit_rows, fit_run, refined, solved, teach
+from fewstep.samplers.blend import mixed
+from fewstep.samplers.fit import fit, fit_rows, fit_tables, refined, solved, teach
 from fewstep.schedules import EDM, FlowMatching, VPLinear, grid
 
 LAW = VPLinear()
@@ -117,10 +118,27 @@ def test_batches_add_up():
 def test_a_fit_ends_where_its_table_does():
     nodes = grid(LAW, 4, "quadratic")
     parts = [course(nodes, part) for part in drawn(nodes, 0, 30).split([10, 20])]
-    table, ends = fit_run(parts, nodes)
+    (table,), ends = fit_tables(parts, nodes)
     for part, end in zip(parts, ends, strict=True):
         again = samplers.sample(mixture(), table, part.start(nodes))
         torch.testing.assert_close(end, again, rtol=1e-9, atol=1e-12)
+
+
+def test_tables_of_several_scales_are_fitted_at_once():
+    """Of data whose best table is linear in a number, every value of it is met."""
+    nodes = grid(LAW, 4, "quadratic")
+    rng = np.random.default_rng(0)
+    tables = [samplers.build(name, nodes).in_basis("x0") for name in ("ddim", "unipc-3")]
+    batches = []
+    for share in (0.0, 0.4, 1.0):
+        x = torch.from_numpy(rng.normal(size=(30, 16)))
+        course = teach(mixed(tables, (1 - share, share)), mixture(), x)
+        batches.append(replace(course, shares=(1 - share, share)))
+    found, ends = fit_tables(batches, nodes, free="all", ridge=1e-12)
+    for one, truth in zip(found, tables, strict=True):
+        np.testing.assert_allclose(one.weights, truth.weights, atol=1e-5)
+    for batch, end in zip(batches, ends, strict=True):
+        torch.testing.assert_close(end, batch.states[-1], atol=1e-6, rtol=0)
 
 
 def test_without_information_the_base_stays():
