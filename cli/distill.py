@@ -257,7 +257,7 @@ def learned(values: dict[str, Any], device: str, folder: Path) -> None:
             f"{each.error:.4f}",
             f"{each.peer_error:.4f}",
             f"{each.error / each.peer_error:.2f}",
-            each.peer,
+            str(each.record["peer"]),
         ]
         for number, each in found.items()
     ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,104 +48,109 @@ ASIDE = {"nfe": True, "batch_size": True, "gradient_checkpointing": True}
 class Learned:
     """A table, and how far its held-out samples and those of the best peer end from the teacher's.
 
-    `tables` are those of all scales, or one. `peer` names the solver and its spacing, and `seconds`
-    are those of processors that it took, besides the teacher.
+    `tables` are those of all scales, or one. `record` is what is known of it, as JSON values:
+    "error", "peer" (a solver and its spacing), "peer_error", the "seconds" of processors that it
+    took besides the teacher, the "settings", and "model" and "key", by which it is known again.
     """
 
     tables: Blend
-    error: float
-    peer: str
-    peer_error: float
-    seconds: float
+    record: Mapping[str, Any]
 
     @property
     def table(self) -> Tableau:
         """The table of the lowest scale, or of the only one."""
         return self.tables.tables[0]
 
+    @property
+    def error(self) -> float:
+        """The root mean square to the teacher's held-out samples."""
+        return float(self.record["error"])
+
+    @property
+    def peer_error(self) -> float:
+        """That of the best peer."""
+        return float(self.record["peer_error"])
+
 
 def learn_tables(
     config: TableConfig, model: NetworkModel, folder: Path, progress: Progress = silent
 ) -> dict[int, Learned]:
-    """Learn a table for every NFE of `config`, and write them to `folder`/tables.json.
+    """Learn a table for every NFE of `config`, each written to `folder`/table-NFE.json.
 
-    Beside it are a card and, if the model came with one and they are for one guidance scale, a
-    scheduler that diffusers loads.
-
-    What `folder` holds already, learned in the same way, is not learned again: the same call goes
-    on where it was stopped. Raises ValueError for what the model cannot do.
+    tables.json is the family of all that `folder` holds for this model and these scales, also by
+    other settings. Beside it are a card and, if they are for one scale and the model came with one,
+    a scheduler that diffusers loads. What is there already, learned in the same way, is not learned
+    again: the same call goes on where it was stopped. Raises ValueError for what the model cannot
+    do.
     """
-    tables: dict[int, Learned] = {}
+    found: dict[int, Learned] = {}
     teacher: Teacher | None = None
     for nfe in config.nfe:
-        part = folder / f"table-{nfe:03d}.json"
-        key = digest(config.model_dump(mode="json", exclude=ASIDE), nfe)
-        known = stored(part, key, model.fingerprint)
-        if known is None:
+        path = folder / f"table-{nfe:03d}.json"
+        key = digest(config.model_dump(mode="json", exclude=ASIDE), nfe, model.fingerprint)
+        known = stored(path)
+        if known is None or known.record["key"] != key:
             if teacher is None:
                 teacher = taught(config, model, folder / "teacher", progress)
-            known = learn(config, model, teacher, nfe, folder, progress)
-            samplers.save_family({nfe: marked(known, nfe, key, model)}, part)
-        tables[nfe] = known
-        samplers.save_family({n: each.tables for n, each in tables.items()}, folder / FAMILY)
-        if len(config.guidance) == 1:
-            save_scheduler(model, {n: each.table for n, each in tables.items()}, folder)
-        card_of(config, model, tables, folder)
-    return tables
+            tables, record = learn(config, model, teacher, nfe, folder, progress)
+            known = named(tables, nfe, {**record, "key": key, "model": model.fingerprint})
+            samplers.save_family({nfe: known.tables}, path)
+        found[nfe] = known
+        gather(folder, model, config.knots)
+    return found
 
 
-def card_of(
-    config: TableConfig, model: NetworkModel, tables: Mapping[int, Learned], folder: Path
-) -> None:
-    """Write the card of these tables."""
+def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None:
+    """Write the family, the scheduler and the card of all tables in a folder that go together."""
+    every = [stored(path) for path in sorted(folder.glob("table-*.json"))]
+    found = {
+        each.tables.nfe: each
+        for each in every
+        if each is not None
+        and each.record["model"] == model.fingerprint
+        and each.tables.scales == scales
+    }
+    samplers.save_family({nfe: each.tables for nfe, each in found.items()}, folder / FAMILY)
+    if len(scales) == 1:
+        save_scheduler(model, {nfe: each.table for nfe, each in found.items()}, folder)
     rows = [
         [
-            *(f"{nfe}", f"{each.peer_error:.4f} ({each.peer})", f"{each.error:.4f}"),
-            *(f"{each.error / each.peer_error:.2f}", f"{each.seconds:.0f} s"),
+            *(f"{nfe}", f"{each.peer_error:.4f} ({each.record['peer']})", f"{each.error:.4f}"),
+            *(f"{each.error / each.peer_error:.2f}", f"{each.record['seconds']:.0f} s"),
             ", ".join(f"{label:.4g}" for label in each.table.grid.label[:-1]),
         ]
-        for nfe, each in tables.items()
+        for nfe, each in found.items()
     ]
-    scales = ", ".join(f"{scale:g}" for scale in config.guidance)
+    reach = " to ".join(f"{scale:g}" for scale in sorted({scales[0], scales[-1]}))
     write_card(
         folder,
         f"Sampler tables for {model.name}",
-        f"Learned from {config.solver} at {config.teacher_steps} steps, on the network "
-        f"{model.fingerprint}, for guidance {scales}. Errors are root mean squares to the "
-        f"teacher's samples on {config.held_out} noises that were not learned from. Use it by "
-        f'`fewstep.use(pipe, "{FAMILY}")`, with `guidance=` for several scales. Without fewstep '
-        "only the times are of use (`timesteps=` of a scheduler that takes them).",
+        f"Learned from samples of a solver with many steps, on the network {model.fingerprint}, "
+        f"for guidance {reach}. Errors are root mean squares to such samples of noises that were "
+        f'not learned from. Use it by `fewstep.use(pipe, "{FAMILY}")`, with `guidance=` if it is '
+        "for several scales. Without fewstep only the times are of use (`timesteps=` of a scheduler "
+        "that takes them).",
         ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
         rows,
-        config.model_dump(mode="json", exclude_defaults=True),
+        {str(nfe): each.record["settings"] for nfe, each in found.items()},
         model.device,
     )
 
 
-def marked(known: Learned, nfe: int, key: str, model: NetworkModel) -> Blend:
-    """The tables with a name, and with what is known of them."""
-    marks = {
-        "key": key,
-        "model": model.fingerprint,
-        "error": known.error,
-        "peer": known.peer,
-        "peer_error": known.peer_error,
-        "seconds": known.seconds,
-    }
-    tables = (each.renamed(f"learned-{nfe}", learned=marks) for each in known.tables.tables)
-    return replace(known.tables, tables=tuple(tables))
+def named(tables: Blend, nfe: int, record: Mapping[str, Any]) -> Learned:
+    """The tables with a name, and what is known of them kept in the first."""
+    first, *rest = (each.renamed(f"learned-{nfe}") for each in tables.tables)
+    first = first.renamed(first.name, learned=dict(record))
+    return Learned(replace(tables, tables=(first, *rest)), record)
 
 
-def stored(path: Path, key: str, fingerprint: str) -> Learned | None:
-    """Tables learned before, in the same way and of the same weights."""
+def stored(path: Path) -> Learned | None:
+    """Tables learned before; None where there is no such file."""
     if not path.exists():
         return None
     (blend,) = load_blends(path).values()
-    marks: Mapping[str, float | str] = blend.tables[0].meta.get("learned", {})
-    if (marks.get("key"), marks.get("model")) != (key, fingerprint):
-        return None
-    error, peer, seconds = (float(marks[key]) for key in ("error", "peer_error", "seconds"))
-    return Learned(blend, error, str(marks["peer"]), peer, seconds)
+    record = blend.tables[0].meta.get("learned")
+    return None if record is None else Learned(blend, record)
 
 
 def learn(
@@ -155,8 +160,8 @@ def learn(
     nfe: int,
     folder: Path,
     progress: Progress,
-) -> Learned:
-    """The table of one NFE."""
+) -> tuple[Blend, dict[str, Any]]:
+    """The tables of one NFE, and the record of how they were learned."""
     begun = time.process_time()
     count = first_batches(teacher.batches, config.samples)
     objective = objective_of(config, teacher)
@@ -198,9 +203,14 @@ def learn(
         tables = min(candidates, key=lambda each: objective.loss(held_out, each))
     found = peers(teacher, held_out, nfe)
     peer = min(found, key=lambda name: found[name])
-    seconds = time.process_time() - begun
-    blend = Blend(config.knots, tuple(tables))
-    return Learned(blend, distance(held_out, tables), peer, found[peer], seconds)
+    record = {
+        "error": distance(held_out, tables),
+        "peer": peer,
+        "peer_error": found[peer],
+        "seconds": time.process_time() - begun,
+        "settings": config.model_dump(mode="json", exclude_defaults=True, exclude=ASIDE),
+    }
+    return Blend(config.knots, tuple(tables)), record
 
 
 def closest(

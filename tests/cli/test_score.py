@@ -144,7 +144,7 @@ def test_foreign_statistics_are_rewritten_without_any_network(tmp_path):
         (["--extractor", "nope"], "there is no extractor 'nope'"),
         (["--option", "nope"], "--option wants key=value, not 'nope'"),
         (["--option", "a=["], "no value that YAML knows"),
-        (["--option", "colour=1"], "has no option 'colour'; it has none"),
+        (["--option", "colour=1"], "has no option 'colour'; there is path"),
         (["--device", "nope"], "device 'nope'"),
         (["--size", "8"], "28 x 28"),
     ],

@@ -61,7 +61,7 @@ def test_what_was_learned_is_not_learned_again(tmp_path):
     model, calls = counted()
     again = learn_tables(config(), model, tmp_path)
     assert not calls
-    assert (again[3].error, again[3].peer) == (first[3].error, first[3].peer)
+    assert again[3].record == first[3].record
     np.testing.assert_array_equal(again[3].table.weights, first[3].table.weights)
     # Another number beside it, and another way of learning.
     learn_tables(config(nfe=[3, 4]), model, tmp_path)
@@ -189,3 +189,15 @@ def test_another_teacher_is_not_taken_from_the_files(tmp_path):
     assert not torch.equal(one, other)
     again = taught(config(), curved(), tmp_path).batches[0]
     assert torch.equal(one, again.states[-1])
+
+
+def test_a_folder_gathers_what_goes_together(tmp_path):
+    learn_tables(config(nfe=[3, 4]), curved(), tmp_path)
+    learn_tables(config(nfe=[5], loss="l2"), curved(), tmp_path)
+    assert list(samplers.load_family(tmp_path / FAMILY)) == [3, 4, 5]
+    card = (tmp_path / "README.md").read_text()
+    assert card.count('"loss": "l2"') == 1
+    assert "| 3 |" in card
+    # Of another scale is another family.
+    learn_tables(config(nfe=[3], guidance=2.0), curved(), tmp_path)
+    assert list(samplers.load_family(tmp_path / FAMILY)) == [3]
