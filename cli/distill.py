@@ -160,6 +160,8 @@ def mmd(
     values = configs.read(configs.find("distill", run))
     if model is not None or data is not None:
         said = ModelConfig.model_validate(values["model"])
+        # What a run says of a judge is about its own images.
+        values.pop("judge", None)
         changes = {"id": model or said.id, "data": data or (said.data if model is None else None)}
         values["model"] = {k: v for k, v in changes.items() if v is not None}
     given = {"nfe": nfe, "solver": solver, "lora": lora}

@@ -128,8 +128,8 @@ def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None
         f"Learned from samples of a solver with many steps, on the network {model.fingerprint}, "
         f"for guidance {reach}. Errors are root mean squares to such samples of noises that were "
         f'not learned from. Use it by `fewstep.use(pipe, "{FAMILY}")`, with `guidance=` if it is '
-        "for several scales. Without fewstep only the times are of use (`timesteps=` of a scheduler "
-        "that takes them).",
+        "for several scales. Without fewstep only the times are of use (`timesteps=` of a "
+        "scheduler that takes them).",
         ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
         rows,
         {str(nfe): each.record["settings"] for nfe, each in found.items()},

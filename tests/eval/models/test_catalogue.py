@@ -77,7 +77,7 @@ def test_a_dtype_is_that_of_the_weights(tmp_path):
     model = load_model(folder, dtype="bfloat16")
     assert next(model.network.parameters()).dtype == torch.bfloat16
     assert image_of(model).dtype == torch.float32
-    assert load_model("mnist", dtype="float16").network.dtype == torch.float16
+    assert load_model(folder, dtype="float16").network.dtype == torch.float16
     assert model.fingerprint != load_model(folder).fingerprint
 
 
@@ -141,3 +141,9 @@ def test_a_scheduler_of_an_unknown_law_is_refused():
     with pytest.raises(ValueError, match="ScoreSdeVeScheduler are not known"):
         check_law("x", ScoreSdeVeScheduler())
     check_law("x", DDPMScheduler())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_bundled_model_is_for_float32(dtype):
+    with pytest.raises(ValueError, match="mnist computes in float32"):
+        load_model("mnist", dtype=dtype)
