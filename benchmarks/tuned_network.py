@@ -1,10 +1,9 @@
 """A fine-tuned network beside the best that its own weights do in as many steps.
 
-python benchmarks/tuned_network.py FOLDER --judge CLASSIFIER [--images 2000] [--out FILE.md]
+python benchmarks/tuned_network.py FOLDER [--judge CLASSIFIER] [--images 2000] [--out FILE.md]
 
-FOLDER is what `fewstep distill mmd` left, and CLASSIFIER the folder of a digit classifier that it
-was not trained on (`fewstep train mnist-classifier --set architecture=lenet --set seed=1`). Of the
-untuned network all deterministic solvers run on all spacings with both ends, and the tables that
+FOLDER is what `fewstep distill mmd` left. The judge, which it must not be trained on, is the bundled
+classifier, or that of a folder. Of the untuned network all deterministic solvers run on all spacings with both ends, and the tables that
 come with fewstep: on 64 images first, then the best 24 (by kernel distance in the judge's features)
 on 256, the best 6 on all.
 """
@@ -35,8 +34,9 @@ SHOWN = 60
 class Judge:
     """What is measured of samples: distances in features, neighbours and speckle in pixels."""
 
-    def __init__(self, folder: Path, images: int, device: torch.device) -> None:
-        self.features = extractor("mnist-classifier", device, path=str(folder))
+    def __init__(self, folder: Path | None, images: int, device: torch.device) -> None:
+        options = {} if folder is None else {"path": str(folder)}
+        self.features = extractor("mnist-classifier", device, **options)
         data = open_images("mnist")
         self.real = collect_statistics(data, self.features)
         self.pixels = data.read(range(data.count))
@@ -108,7 +108,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--judge", type=Path)
     parser.add_argument("--model", default="mnist")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--device", default="auto")
@@ -135,7 +135,7 @@ def main() -> None:
     lines = [
         "# A fine-tuned network beside all untuned samplers",
         "",
-        f"`python benchmarks/tuned_network.py {options.folder} --judge {options.judge}`: "
+        f"`python benchmarks/tuned_network.py {options.folder}`: "
         f"{options.images} samples (seeds from 0). The Frechet distance is in "
         f"{judge.features.name} features, which were not trained on; neighbours are the median "
         "distance of a sample's pixels from the nearest real image, over that of real images from "
