@@ -164,7 +164,7 @@ def learn(
     """The tables of one NFE, and the record of how they were learned."""
     begun = time.process_time()
     count = first_batches(teacher.batches, config.samples)
-    objective = objective_of(config, teacher)
+    objective = objective_of(config, model, teacher)
     lessons, held_out = teacher.batches[:count], teacher.batches[count:]
     if config.fitted:
         tables = closest(config, teacher.part(0, count), nfe, objective, progress)
@@ -230,17 +230,23 @@ def closest(
     return fit_tables(met, nodes, base=config.base, free=config.free).tables
 
 
-def objective_of(config: TableConfig, teacher: Teacher) -> Objective:
-    """The objective, with features in units of their deviation over the teacher's samples."""
+def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> Objective:
+    """The objective, with features in units of their deviation over the teacher's samples.
+
+    Features are those of images: of latents, decoded.
+    """
     if config.features is None:
         return Objective(config.loss, config.eps)
-    ends = torch.cat([batch.states[-1] for batch in teacher.batches])
-    built = extractor(config.features.id, ends.device, **config.features.options)
+    built = extractor(config.features.id, model.device, **config.features.options)
+
+    def raw(x: Tensor) -> Tensor:
+        return unrounded(built, x if model.decode is None else model.decode(x))
+
     with torch.no_grad():
-        scale = unrounded(built, ends).std(0).mean()
+        scale = torch.cat([raw(batch.states[-1]) for batch in teacher.batches]).std(0).mean()
 
     def features(x: Tensor) -> Tensor:
-        return unrounded(built, x) / scale
+        return raw(x) / scale
 
     return Objective(config.loss, config.eps, features, config.feature_weight)
 

@@ -38,7 +38,10 @@ def consistent(grid: Grid) -> tuple[Float, Float]:
 def coordinates(table: Tableau) -> Coordinates:
     """The numbers of a deterministic table in x0; ValueError if its grid knows no schedule."""
     grid = table.grid
-    label = grid.label - grid.require_schedule().label(grid.time)
+    own = grid.require_schedule().label(grid.time)
+    # A clean node, where no network is asked, may have none.
+    said = np.isfinite(own)
+    label = np.where(said, grid.label - np.where(said, own, 0), 0)
     carry, total = consistent(grid)
     return Coordinates(grid.time, label, table.carry - carry, table.weights - np.diag(total))
 

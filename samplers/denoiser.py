@@ -52,18 +52,20 @@ class NetworkDenoiser:
         inputs = x if call.scale_in == 1 else x * call.scale_in
         if self.dtype is not None:
             inputs = inputs.to(self.dtype)
-        # Filled on the device: no copy, no synchronisation; float labels are never rounded.
-        label = (
-            call.label.to(x.device, torch.float32).expand(len(x))
-            if isinstance(call.label, Tensor)
-            else torch.full((len(x),), call.label, dtype=torch.float32, device=x.device)
-        )
-        out = self.network(inputs, label, **self.kwargs)
+        out = self.network(inputs, per_sample(call.label, x), **self.kwargs)
         out = getattr(out, "sample", out)
         if out.shape[1:2] != x.shape[1:2]:
             out = without_variance(out, x)
         out = out.to(x.dtype)
         return mix(x, call.x_factor, out, call.out_factor)
+
+
+def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number, or one each, for the samples of x: float32 [B] where x is, never rounded."""
+    if isinstance(value, Tensor):
+        return value.to(x.device, torch.float32).expand(len(x))
+    # Filled on the device: no copy, no synchronisation.
+    return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
 
 
 def without_variance(out: Tensor, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import samplers
+from ...samplers.denoiser import per_sample
 from ...schedules import EDM
 from ...schedules.grid import Node
 from ...zoo.edm import EDMNetwork
@@ -90,8 +91,7 @@ def edm_model(name: str, network: EDMNetwork) -> NetworkModel:
     def denoiser(labels: Tensor | None, size: int) -> samplers.Denoiser:
         def call(x: Tensor, node: Node) -> Tensor:
             # In the form x0 + nsr eps, whatever the grid's.
-            nsr = node.sigma / node.alpha
-            sigma = torch.full((size,), nsr, dtype=torch.float32, device=x.device)
+            sigma = per_sample(node.sigma / node.alpha, x)
             return network(x / node.alpha, sigma, labels).to(x.dtype)
 
         return call

@@ -3,16 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from fewstep import samplers
 from fewstep.distill.config import TableConfig
 from fewstep.distill.lessons import divided, first_batches, taught
 from fewstep.distill.objective import distance
-from fewstep.distill.tables import FAMILY, learn_tables
+from fewstep.distill.tables import FAMILY, learn_tables, objective_of
 from fewstep.eval.models import Draw
+from fewstep.eval.models.networks import edm_model, placed, unet_model
 from fewstep.eval.settings import SolverConfig, table_within
 from fewstep.schedules import EDM, grid
 from pydantic import ValidationError
 
+from ..eval.models import tiny
 from ..eval.models.exact import SHAPE, CurvedNoise, exact
 
 SMALL = {"nfe": [3], "samples": 24, "held_out": 8, "search": 8, "batch_size": 10}
@@ -201,3 +204,44 @@ def test_a_folder_gathers_what_goes_together(tmp_path):
     # Of another scale is another family.
     learn_tables(config(nfe=[3], guidance=2.0), curved(), tmp_path)
     assert list(samplers.load_family(tmp_path / FAMILY)) == [3]
+
+
+def flow():
+    """A U-Net of a flow."""
+    pipe = tiny.ddpm()
+    law = FlowMatchEulerDiscreteScheduler().config
+    return placed(unet_model("flow", pipe.unet, law), torch.float32, "cpu")
+
+
+def latent():
+    pipe = tiny.ldm()
+    made = unet_model("ldm", pipe.unet, pipe.scheduler.config, pipe.vqvae)
+    return placed(made, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("make", "spacing"),
+    [
+        (lambda: edm_model("edm", tiny.edm().requires_grad_(False)), "karras"),
+        (flow, "uniform"),
+        (latent, "uniform"),
+    ],
+)
+def test_tables_of_all_kinds_of_models(tmp_path, make, spacing):
+    model = make()
+    changes = {"spacing": spacing, "features": "pixels", "train_batch_size": 8}
+    learning = {"max_train_steps": 3, "learning_rate": 1e-3, "what": ["weights", "times", "labels"]}
+    found = learn_tables(config(nfe=[4], **changes, **learning), model, tmp_path)[4]
+    assert found.error <= found.peer_error
+    assert found.table.grid.schedule == model.schedule
+    draw = Draw(range(2), None if model.classes is None else torch.zeros(2, dtype=torch.long))
+    assert model.images(found.table, draw).isfinite().all()
+
+
+def test_features_of_latents_are_those_of_images(tmp_path):
+    model = latent()
+    settings = config(features="pixels")
+    teacher = taught(settings, model, tmp_path)
+    objective = objective_of(settings, model, teacher)
+    x = teacher.batches[0].states[-1]
+    assert objective.features(x).shape[1] == model.decode(x)[0].numel()

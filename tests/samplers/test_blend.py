@@ -5,7 +5,7 @@ import pytest
 from fewstep import samplers
 from fewstep.samplers.blend import Blend, coordinates, lagrange, mixed, with_coordinates
 from fewstep.samplers.family import load_blends, load_family, save_family
-from fewstep.schedules import VPLinear, grid
+from fewstep.schedules import EDM, VPLinear, grid
 
 LAW = VPLinear()
 
@@ -27,6 +27,13 @@ def test_coordinates_are_all_of_a_table():
     zero = coordinates(table("ddim"))
     assert abs(zero.weights).max() < 1e-14
     assert abs(zero.carry).max() < 1e-14
+
+
+def test_a_clean_node_may_have_no_label():
+    clean = samplers.build("unipc-2", grid(EDM(), 4, "karras")).in_basis("x0")
+    assert clean.grid.label[-1] == -np.inf
+    assert (coordinates(clean).label == 0).all()
+    same(with_coordinates(clean, coordinates(clean)), clean, atol=1e-12)
 
 
 def test_a_mixture_keeps_constants_as_exact_as_its_parts():
