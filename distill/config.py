@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..eval.settings import SEEDS, STRICT, ExtractorConfig, ModelConfig
+from ..eval.settings import SEEDS, STRICT, Evaluations, ExtractorConfig, ModelConfig, Scales
 from ..samplers.fit import Free
 from ..training import TrainingSettings, gathered
 from .gauss_newton import What
@@ -45,7 +45,7 @@ class TableConfig(BaseModel):
     model_config = STRICT
 
     model: ModelConfig = ModelConfig(id="mnist")
-    nfe: tuple[PositiveInt, ...] = (5,)
+    nfe: Evaluations = (5,)
     solver: str = "unipc-3"
     teacher_steps: PositiveInt = 64
     spacing: str = "uniform"
@@ -54,7 +54,7 @@ class TableConfig(BaseModel):
     search: PositiveInt = 100
     first_seed: NonNegativeInt = 2**31
     labels: str | int = "balanced"
-    guidance: tuple[float, ...] = (1.0,)
+    guidance: Scales = (1.0,)
     degree: PositiveInt = 2
     base: str = "unipc-3"
     fitted: bool = True
@@ -78,20 +78,6 @@ class TableConfig(BaseModel):
     def by_name(cls, values: Any) -> Any:
         """Accept settings of the training by their own names."""
         return gathered(values)
-
-    @field_validator("nfe")
-    @classmethod
-    def ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        """Sort and drop repeats."""
-        if not value:
-            raise ValueError("give at least one number of evaluations")
-        return tuple(sorted(set(value)))
-
-    @field_validator("guidance", mode="before")
-    @classmethod
-    def one_or_many(cls, value: Any) -> Any:
-        """Accept one scale, and sort several."""
-        return tuple(sorted(set(value))) if isinstance(value, list | tuple) else (value,)
 
     @field_validator("first_seed")
     @classmethod
@@ -118,8 +104,6 @@ class TableConfig(BaseModel):
     @model_validator(mode="after")
     def enough(self) -> Self:
         """Refuse a training in batches of more samples than there are, or of several scales."""
-        if not self.guidance:
-            raise ValueError("give at least one guidance scale; 1 is off")
         if self.training is not None and len(self.guidance) > 1:
             raise ValueError("a training by gradients is for one guidance scale; give one, or none")
         if min(self.samples, self.held_out, self.search) < len(self.scales):

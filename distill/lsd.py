@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ..discrete import JumpTable, build, nodes, record, start
 from ..discrete.solvers import Spacing
 from ..eval.progress import Progress, silent
-from ..eval.settings import STRICT
+from ..eval.settings import STRICT, Evaluations
 from ..storage import digest, read_arrays, write_arrays
 from ..training import Task, TrainingSettings, accelerator_for, gathered, train
 from .descent import shuffled
@@ -57,7 +57,7 @@ class LSDConfig(BaseModel):
     model_config = STRICT
 
     model: str | ChainConfig = "text"
-    nfe: tuple[PositiveInt, ...] = (8,)
+    nfe: Evaluations = (8,)
     base: str = "euler"
     spacing: Spacing = "trailing"
     dp: bool = False
@@ -83,14 +83,6 @@ class LSDConfig(BaseModel):
     def by_name(cls, values: Any) -> Any:
         """Accept settings of the training by their own names."""
         return gathered(values)
-
-    @field_validator("nfe")
-    @classmethod
-    def ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        """Sort and drop repeats."""
-        if not value:
-            raise ValueError("give at least one number of evaluations")
-        return tuple(sorted(set(value)))
 
 
 @dataclass(frozen=True, eq=False)

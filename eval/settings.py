@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -27,6 +29,28 @@ NoiseDevice = Literal["cpu", "cuda"]
 # The streams of torch, and of EDM's script, repeat from there on.
 SEEDS = 2**32
 LABEL = r"^[\w.+-]*$"
+
+
+def one_or_many(value: Any) -> Any:
+    """One value for a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def rising(value: tuple[float, ...]) -> tuple[float, ...]:
+    """Sorted, each once."""
+    return tuple(sorted(set(value)))
+
+
+# Cheap ones first, so that a stopped run shows something of all.
+Evaluations = Annotated[
+    tuple[PositiveInt, ...],
+    Field(min_length=1),
+    BeforeValidator(one_or_many),
+    AfterValidator(rising),
+]
+Scales = Annotated[
+    tuple[float, ...], Field(min_length=1), BeforeValidator(one_or_many), AfterValidator(rising)
+]
 
 
 class SolverConfig(BaseModel):

@@ -15,7 +15,17 @@ from pydantic import (
 )
 
 from ..score import MEASURES
-from ..settings import SEEDS, STRICT, End, ExtractorConfig, ModelConfig, NoiseDevice, SolverConfig
+from ..settings import (
+    SEEDS,
+    STRICT,
+    End,
+    Evaluations,
+    ExtractorConfig,
+    ModelConfig,
+    NoiseDevice,
+    SolverConfig,
+    one_or_many,
+)
 
 
 class ReferenceConfig(BaseModel):
@@ -68,7 +78,7 @@ class BenchConfig(BaseModel):
     guidance: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     noise_device: NoiseDevice = "cpu"
     solvers: tuple[SolverConfig, ...] = Field(min_length=1)
-    nfe: tuple[PositiveInt, ...] = Field(min_length=1)
+    nfe: Evaluations
     spacings: tuple[str, ...] = Field(default=("uniform",), min_length=1)
     end: End = "zero"
     extractors: tuple[ExtractorConfig, ...] = (ExtractorConfig(id="mnist-classifier"),)
@@ -85,19 +95,13 @@ class BenchConfig(BaseModel):
         return plural(value) if isinstance(value, dict) else value
 
     @field_validator(
-        *("models", "seeds", "guidance", "nfe", "solvers", "spacings", "extractors", "metrics"),
+        *("models", "seeds", "guidance", "solvers", "spacings", "extractors", "metrics"),
         mode="before",
     )
     @classmethod
-    def one_or_many(cls, value: Any) -> Any:
+    def several(cls, value: Any) -> Any:
         """Accept one for a list of one."""
-        return value if isinstance(value, list | tuple) else [value]
-
-    @field_validator("nfe")
-    @classmethod
-    def ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        """Sort and drop repeats: cheap cells first, so that a stopped run shows all solvers."""
-        return tuple(sorted(set(value)))
+        return one_or_many(value)
 
     @field_validator("solvers")
     @classmethod

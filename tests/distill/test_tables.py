@@ -101,6 +101,12 @@ def test_one_family_serves_a_range_of_guidance_scales(tmp_path):
         assert own < 0.4 * plain
 
 
+def test_scales_and_evaluations_rise_and_one_will_do():
+    found = config(guidance=["10", "2", 2], nfe="7", samples=30, held_out=9)
+    assert (found.guidance, found.nfe) == ((2.0, 10.0), (7,))
+    assert (found.scales, found.knots) == ((2.0, 6.0, 10.0), (2.0, 10.0))
+
+
 def test_batches_are_of_all_scales_in_turn():
     parts = divided(range(10, 40), (1.0, 2.0, 4.0), 8)
     assert [scale for _, scale in parts] == [1.0, 2.0, 4.0] * 2
@@ -118,13 +124,13 @@ def test_the_first_batches_are_for_the_search(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"nfe": []}, "at least one"),
+        ({"nfe": []}, "at least 1 item"),
         ({"nfe": [0]}, "nfe"),
         ({"samples": 0}, "samples"),
         ({"what": ["noise"]}, "what"),
         ({"first_seed": 2**32 - 1}, "room for the samples"),
         ({"stepz": 1}, "stepz"),
-        ({"guidance": []}, "at least one guidance scale"),
+        ({"guidance": []}, "at least 1 item"),
         ({"guidance": [1, 3], "max_train_steps": 5, "train_batch_size": 4}, "for one guidance"),
         ({"guidance": [1, 2, 3], "search": 2}, "each cover 5 guidance scales"),
     ],

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import fewstep
 import pytest
 import torch
 from fewstep.distill.tuning import real_rows
 from fewstep.training import accelerator_for, train
 from fewstep.training.loop import seed_of
 
+from ..two_processes import run_script
 from .tuned import BLOCK, Affine, images_of, settings, space, task
 
 
@@ -150,20 +147,7 @@ for name, gather in (("with", True), ("without", False)):
 
 @pytest.mark.slow
 def test_two_processes_that_gather_are_one_with_their_batches(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    paths = [str(Path(fewstep.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *sys.path])}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [each.split() for each in done.stdout.splitlines()]
+    lines = run_script(SCRIPT, tmp_path, Path(__file__).parent)
     two = {each[0]: [float(x) for x in each[1:]] for each in lines if each[:1] > ["w"]}
     network = Affine()
     train(task(network), settings(), tmp_path / "one", accelerator_for(settings(), tmp_path))

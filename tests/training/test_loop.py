@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import fewstep
 import pytest
 import torch
 from fewstep.training import Task, accelerator_for, train
@@ -14,6 +10,7 @@ from fewstep.training.checkpoint import checkpoints
 from fewstep.training.journal import read
 from torch import nn
 
+from ..two_processes import run_script
 from .tasks import alone, batch, network, settings, task, weights
 
 
@@ -236,7 +233,7 @@ from fewstep.training import train
 from tasks import settings, task, weights
 accelerator = Accelerator(cpu=True)
 given = task(dropout=0.0)
-train(given, settings(), Path(sys.argv[1]), accelerator)
+train(given, settings(), Path(sys.argv[1]) / "two", accelerator)
 if accelerator.is_main_process:
     print("found", *weights(given.module))
 """
@@ -244,21 +241,9 @@ if accelerator.is_main_process:
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_their_batches(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    paths = [str(Path(fewstep.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *sys.path])}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(each for each in done.stdout.splitlines() if each.startswith("found"))
+    lines = run_script(SCRIPT, tmp_path, Path(__file__).parent)
+    found = next(words[1:] for words in lines if words[:1] == ["found"])
     _, one = run(tmp_path / "one", task(dropout=0.0))
-    assert [float(each) for each in line.split()[1:]] == pytest.approx(one, rel=1e-6)
+    assert [float(each) for each in found] == pytest.approx(one, rel=1e-6)
     both = [[e["loss"] for e in read(tmp_path / name)] for name in ("one", "two")]
     assert both[1] == pytest.approx(both[0], rel=1e-6)
