@@ -30,6 +30,13 @@ def test_the_quick_start_draws_digits():
     assert sum(a == b for a, b in zip(read, range(8), strict=True)) >= 7
 
 
+def test_the_page_of_discrete_samplers_writes_text(capsys):
+    exec(block("docs/discrete.md"), {})
+    lines = capsys.readouterr().out.split("\n")
+    assert [len(line) for line in lines[:4]] == [64] * 4
+    assert "_" not in "".join(lines)
+
+
 @pytest.mark.parametrize("nfe", [1, 2, 3, 10])
 def test_the_solver_of_the_guide_is_the_registered_one(nfe):
     names = {"np": np, "Grid": fewstep.Grid, "Tableau": fewstep.Tableau, "tableau": rows.tableau}
