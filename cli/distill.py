@@ -190,6 +190,7 @@ def lsd(
         str | None, typer.Option(help="mmd, path_ml, score_l2 or score_log.")
     ] = None,
     change: Settings = None,
+    device: Device = "auto",
     folder: Annotated[
         Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
     ] = None,
@@ -212,8 +213,9 @@ def lsd(
     values = configs.read(configs.find("distill", run))
     config = configs.checked(LSDConfig, overridden(values, given, context.args, change), "settings")
     target = folder or Path("runs") / Path(run).stem
+    loaded = token_model(config.model, pick_device(device))
     with progress_bar(f"samplers, {config.objective}") as progress:
-        found = learn_jumps(config, token_model(config.model), target, progress)
+        found = learn_jumps(config, loaded, target, progress)
     rows = [
         [f"{number}", name, f"{each.before.numbers[name]:.4f}", f"{value:.4f}"]
         for number, each in found.items()

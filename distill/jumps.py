@@ -55,18 +55,18 @@ class LearnedJumps(nn.Module):
         """The times, float64 [N + 1]; the first and the last stay."""
         if not self.times.numel():
             return self.first
-        shares = torch.softmax((-torch.diff(self.first)).log() + self.times, 0)
+        shares = torch.softmax((-torch.diff(self.first)).log() + self.times.cpu(), 0)
         inner = self.first[0] - (self.first[0] - self.first[-1]) * shares.cumsum(0)[:-1]
         return torch.cat([self.first[:1], inner, self.first[-1:]])
 
     def forward(self) -> JumpTable:
-        """The table of this moment, with gradients."""
+        """The table of this moment, with gradients, on the CPU as all tables."""
         table = build(self.base, self.kernel, self.noise, self.nodes())
         if self.phi.numel():
-            table = table.scaled(self.phi.exp())
+            table = table.scaled(self.phi.exp().cpu())
         if self.beta.numel():
-            table = replace(table, beta=self.beta.exp())
-        return replace(table, power=self.power.exp()) if self.power.numel() else table
+            table = replace(table, beta=self.beta.exp().cpu())
+        return replace(table, power=self.power.exp().cpu()) if self.power.numel() else table
 
     @torch.no_grad()
     def table(self) -> JumpTable:
@@ -124,7 +124,7 @@ def mmd_loss(
     By the score function (Williams 1992, "REINFORCE"), because nothing passes through a draw of
     tokens: mean of w_a log P(trajectory a), with weights centred and in units of their deviation.
     """
-    x = start(table, length, seeds)
+    x = start(table, length, seeds).to(real.device)
     run = record(log_score, table, x, seeds)
     weights = score_weights(run.states[-1], real, kernel)
     spread = weights.std().clamp(min=torch.finfo(weights.dtype).tiny)

@@ -148,12 +148,12 @@ def taught(
         parts = []
         for first in range(0, config.samples, config.train_batch_size):
             seeds = range(first, min(first + config.train_batch_size, config.samples))
-            run = record(model.log_score, table, start(table, model.length, seeds), seeds)
-            parts.append(torch.stack(run.states))
+            x = start(table, model.length, seeds).to(model.device)
+            parts.append(torch.stack(record(model.log_score, table, x, seeds).states).cpu())
             progress(seeds.stop, config.samples, "the teacher's samples")
         known = {"states": torch.cat(parts, 1).numpy()}
         write_arrays(path, key, known)
-    return list(torch.from_numpy(known["states"]))
+    return list(torch.from_numpy(known["states"]).to(model.device))
 
 
 def jumps_task(

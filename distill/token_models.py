@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -64,7 +64,7 @@ class TokenModel:
     """A log score with its kernel and noise, and the `length` of its sequences.
 
     `identity` changes with the scores. The law of the data is `chain`, if it is known; otherwise
-    `data` are real sequences [M, L], and `grams` is a model of others.
+    `data` are real sequences [M, L], and `grams` is a model of others. Sequences are on `device`.
     """
 
     log_score: LogScore
@@ -75,6 +75,7 @@ class TokenModel:
     chain: MarkovChain | None = None
     data: Tensor | None = None
     grams: NGrams | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @torch.no_grad()
     def judge(self, table: JumpTable, samples: int, batch_size: int = 256) -> Judgement:
@@ -90,17 +91,22 @@ class TokenModel:
         parts = []
         for first in range(0, samples, batch_size):
             seeds = range(JUDGED + first, JUDGED + min(first + batch_size, samples))
-            parts.append(sample(self.log_score, table, start(table, self.length, seeds), seeds))
+            x = start(table, self.length, seeds).to(self.device)
+            parts.append(sample(self.log_score, table, x, seeds).cpu())
         score = score_text(torch.cat(parts), self.data, self.grams)
         return Judgement(asdict(score), score.flags)
 
 
-def token_model(config: str | ChainConfig) -> TokenModel:
+def token_model(config: str | ChainConfig, device: torch.device | str = "cpu") -> TokenModel:
     """The bundled text model ("text"), that of a folder of `fewstep train text`, or a chain.
+
+    A chain is on the CPU in any case.
 
     Raises ValueError for a chain whose law is too large to enumerate.
     """
-    return chain_model(config) if isinstance(config, ChainConfig) else text_model(config)
+    if isinstance(config, ChainConfig):
+        return chain_model(config)
+    return text_model(config, torch.device(device))
 
 
 def chain_model(config: ChainConfig) -> TokenModel:
@@ -116,9 +122,10 @@ def chain_model(config: ChainConfig) -> TokenModel:
     return TokenModel(chain.log_score(kernel), kernel, noise, config.length, identity, chain)
 
 
-def text_model(name: str) -> TokenModel:
+def text_model(name: str, device: torch.device) -> TokenModel:
     """A text network as a model; it is judged by 4-grams of the text that it was trained on."""
     model = zoo.text_model() if name == "text" else zoo.load_text_model(Path(name))
+    model.network.to(device)
     text = read_text()
     places = torch.arange(0, len(text.held_out) - model.length + 1, model.length)
     return TokenModel(
@@ -129,4 +136,5 @@ def text_model(name: str) -> TokenModel:
         digest(fingerprint(model.network), text.sha256),
         data=windows(text.held_out, model.length, places),
         grams=NGrams.of(text.train, model.kernel.states),
+        device=device,
     )
