@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import configs
-from ..distill.config import TableConfig
-from ..distill.tables import FAMILY, learn_tables
+from ..distill.tables import FAMILY, TableConfig, learn_tables
 from ..eval.models import NetworkModel, load_model, pick_device
 from ..eval.settings import ModelConfig
 from . import console
@@ -155,7 +154,7 @@ def mmd(
     Example: fewstep distill mmd mmd-mnist --max_train_steps 100 --learning_rate 5e-5
     """
     # Here, because trainers take seconds to import.
-    from ..distill.finetune import MMDConfig, finetune
+    from ..distill.mmd import MMDConfig, finetune
 
     values = configs.read(configs.find("distill", run))
     if model is not None or data is not None:
@@ -206,8 +205,7 @@ def lsd(
     Example: fewstep distill lsd lsd-countdown --nfe 4,8
     """
     # Here, because trainers take seconds to import.
-    from ..distill.lsd import LSDConfig, learn_jumps
-    from ..distill.token_models import token_model
+    from ..distill.lsd import LSDConfig, learn_jumps, token_model
 
     given = {"model": model, "nfe": listed(nfe), "objective": objective}
     values = configs.read(configs.find("distill", run))

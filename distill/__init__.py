@@ -1,7 +1,1 @@
-"""Samplers that learn from better ones."""
-
-from .gauss_newton import refine
-from .nodes import place
-from .teacher import Teacher
-
-__all__ = ["Teacher", "place", "refine"]
+"""Samplers that learn from better ones, and networks that learn for samplers."""

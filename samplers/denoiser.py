@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..schedules import Schedule
 from ..schedules.grid import Node
@@ -154,3 +155,15 @@ def denoiser(
     network's input; x0 comes back in the dtype of x.
     """
     return NetworkDenoiser(network, schedule, prediction, sigma_data, dtype, kwargs)
+
+
+def checkpointed(
+    denoiser: Callable[[Tensor, Node], Tensor],
+) -> Callable[[Tensor, Node], Tensor]:
+    """A denoiser that keeps only its input for the gradient, and is asked again for it."""
+
+    def call(x: Tensor, node: Node) -> Tensor:
+        found: Tensor = checkpoint(denoiser, x, node, use_reentrant=False)
+        return found
+
+    return call

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from fewstep import samplers
-from fewstep.distill.config import TableConfig
-from fewstep.distill.finetune import MMDConfig, finetune, images_of
-from fewstep.distill.lessons import taught
-from fewstep.distill.mmd import kernel, mmd2
-from fewstep.distill.objective import distance
+from fewstep.distill.mmd.discrepancy import kernel, mmd2
+from fewstep.distill.mmd.finetune import MMDConfig, finetune, images_of
 from fewstep.distill.tables import learn_tables
+from fewstep.distill.tables.config import TableConfig
+from fewstep.distill.tables.lessons import taught
+from fewstep.distill.tables.objective import distance
 from fewstep.eval.images import dequantise, quantise
 from fewstep.eval.models import load_model
 from fewstep.eval.sources import open_images

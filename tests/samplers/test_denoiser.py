@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from fewstep.samplers import denoiser, exact, from_diffusers, from_diffusers_config, guidance
+from fewstep.samplers.denoiser import checkpointed
 from fewstep.schedules import EDM, FlowMatching, Grid, VPDiscrete, VPLinear, betas
 
 TRUTH = exact.mixture([[1.0, -1], [0.5, 2]], std=[0.3, 0.6])
@@ -216,3 +217,19 @@ def test_guided_gaussian_has_the_closed_form_variance():
     end = fewstep.sample(guided, fewstep.build("unipc-2", grid), x / x.std())
     expected = 0.5**3 / 2**2
     assert float(end.var() / (x / x.std()).var()) == pytest.approx(expected, rel=0.02)
+
+
+def test_calls_are_asked_again_for_the_gradient():
+    asked = []
+
+    def tanh(x, node):
+        asked.append(node.index)
+        return torch.tanh(x * 2)
+
+    table = fewstep.build("ddim", fewstep.grid(VPLinear(), 3, "quadratic"))
+    x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    fewstep.sample(checkpointed(tanh), table, x).sum().backward()
+    assert sorted(asked) == [0, 0, 1, 1, 2, 2]
+    found, x.grad = x.grad, None
+    fewstep.sample(tanh, table, x).sum().backward()
+    torch.testing.assert_close(found, x.grad, rtol=0, atol=1e-12)

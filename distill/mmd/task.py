@@ -1,0 +1,103 @@
+"""A network trained for a table: its samples against real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ...training import Task
+from ...training.loop import seed_of
+from .discrepancy import Space, discrepancy
+
+# Samples of some numbers, by the network as it is now: images [B, C, H, W] about [-1, 1].
+Images = Callable[[Sequence[int]], Tensor]
+
+
+def mmd_task(
+    module: nn.Module,
+    images: Images,
+    spaces: Sequence[Space],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    gather_features: bool = True,
+    facts: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Task:
+    """The training of a network for the samples of a fixed table, MMD-DDM (Aiello et al. 2023).
+
+    The loss of a step is the unbiased discrepancy between `batch_size` samples, with their gradient
+    through all calls of the network, and as many real images, both of that step alone.
+
+    Pairs count, so a batch in parts is not the mean of its parts. With `gather_features` it is one
+    batch on any number of processes and accumulated parts: features of all parts are made without
+    a graph and gathered, the loss is derived for them, and each part is then made again with a
+    graph and given its share of that gradient (Gao et al. 2021, "Scaling Deep Contrastive Learning
+    Batch Size under Memory Limited Setup"). Without it every part is compared by itself, as in the
+    published code. `more` are further fields of the `Task`.
+    """
+    real = len(spaces[0].real)
+    if batch_size > real:
+        raise ValueError(f"a batch of {batch_size} needs as many real images, there are {real}")
+    # Of the step at hand: the loss, and its gradient for the features of all parts.
+    known: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def features(step: int, part: int, parts: int) -> list[Tensor]:
+        first = step * batch_size
+        made = images(range(first + part, first + batch_size, parts))
+        return [space.features(made) for space in spaces]
+
+    def derived(step: int, parts: int) -> tuple[Tensor, list[Tensor]]:
+        own = range(accelerator.process_index, parts, accelerator.num_processes)
+        found = []
+        for part in own:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices(accelerator)):
+                torch.manual_seed(seed_of(seed, step, part))
+                found.append(features(step, part, parts))
+        # Weights that were cast without a graph would be taken again with one.
+        torch.clear_autocast_cache()
+        # By part: those of a process lie num_processes apart.
+        whole = []
+        for each in zip(*found, strict=True):
+            gathered = accelerator.gather(torch.stack(each)[None])
+            whole.append(gathered.transpose(0, 1).flatten(0, 2).requires_grad_())
+        loss = discrepancy(spaces, whole, real_rows(real, batch_size, seed, step))
+        return loss.detach(), list(torch.autograd.grad(loss, whole))
+
+    def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
+        if batch_size % parts or batch_size < 2 * parts:
+            raise ValueError(
+                f"a batch of {batch_size} cannot be divided into {parts} equal parts of at least 2 "
+                "(processes x gradient_accumulation_steps)"
+            )
+        if parts == 1 or not gather_features:
+            rows = real_rows(real, batch_size, seed, step)[part::parts]
+            return discrepancy(spaces, features(step, part, parts), rows)
+        if step not in known:
+            known.clear()
+            known[step] = derived(step, parts)
+        value, grads = known[step]
+        share = batch_size // parts
+        mine = slice(part * share, (part + 1) * share)
+        found = features(step, part, parts)
+        # The mean over parts is taken of what is returned.
+        led = parts * sum((f * g[mine]).sum() for f, g in zip(found, grads, strict=True))
+        return value + led - torch.as_tensor(led).detach()
+
+    return Task(module, loss, facts=facts or {}, **more)
+
+
+def real_rows(total: int, size: int, seed: int, step: int) -> Tensor:
+    """Which real images a step is compared with: `size` different ones, int64."""
+    generator = torch.Generator().manual_seed(seed_of(seed, step, -1))
+    return torch.randperm(total, generator=generator)[:size]
+
+
+def devices(accelerator: Accelerator) -> list[torch.device]:
+    """Those whose random generators `torch.manual_seed` sets besides the CPU's."""
+    return [] if accelerator.device.type == "cpu" else [accelerator.device]

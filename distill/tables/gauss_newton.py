@@ -1,0 +1,259 @@
+"""A table refined for its last state: Gauss-Newton on the distance to a teacher's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...eval.progress import Progress, silent
+from ...samplers import State, Tableau, advance, initial, sample
+from ...samplers.blend import Coordinates, coordinates, mixed, with_coordinates
+from ...samplers.fit import Free, Trajectories, is_free, solved
+from .objective import SQUARES, Objective
+
+What = Literal["weights", "times", "labels"]
+# Steps of the differences: of a coefficient, and of a time relative to the schedule's length.
+STEP, TIME_STEP = 1e-3, 2e-3
+# The damping, relative to the diagonal, to begin with and at least.
+DAMPING, LEAST = 1e-3, 1e-6
+TRIES = 6
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A number that can be added to a table.
+
+    To carry[row] (column -1) or weights[row, column], or to the time or the label of node `row`.
+    What a `balanced` one adds to a weight it takes from weights[row, row].
+    """
+
+    kind: What
+    row: int
+    column: int = 0
+    balanced: bool = False
+
+
+def knobs(table: Tableau, what: Sequence[What], free: Free = "inner") -> list[Knob]:
+    """All that can be changed in what `what` names; constant x0 stays exact in rows not `free`."""
+    rows = range(table.grid.nfe)
+    found: list[Knob] = []
+    for n in rows if "weights" in what else ():
+        if is_free(n, table.grid.nfe, free):
+            found += [Knob("weights", n, k) for k in range(-1, n + 1)]
+        else:
+            found += [Knob("weights", n, k, balanced=True) for k in range(n)]
+    found += [Knob("times", n) for n in rows if "times" in what]
+    return found + [Knob("labels", n) for n in rows if "labels" in what]
+
+
+def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
+    """The table with numbers added to some of its own; ValueError where times cross.
+
+    Where a node moves, rows keep how far they are from what constant x0 asks of them.
+    """
+    time, label, carry, weights = (part.copy() for part in coordinates(table))
+    for knob, turn in turns:
+        if knob.kind == "times":
+            time[knob.row] += turn
+        elif knob.kind == "labels":
+            label[knob.row] += turn
+        elif knob.column < 0:
+            carry[knob.row] += turn
+        else:
+            weights[knob.row, knob.column] += turn
+            weights[knob.row, knob.row] -= turn if knob.balanced else 0.0
+    return with_coordinates(table, Coordinates(time, label, carry, weights))
+
+
+def refine(
+    batches: Sequence[Trajectories],
+    table: Tableau,
+    *,
+    what: Sequence[What] = ("weights", "times"),
+    steps: int = 6,
+    free: Free = "inner",
+    objective: Objective = SQUARES,
+    held_out: Sequence[Trajectories] = (),
+    at_once: int | None = None,
+    progress: Progress = silent,
+) -> Tableau:
+    """The table whose samples end nearest to a teacher's, by an objective; no gradients.
+
+    Levenberg-Marquardt: the derivative of the last state with respect to every number of the table
+    is a difference of two runs from the step on where they part, so that the numbers of row n cost
+    N - 1 - n evaluations each and those of the last row none. A sample gives as many equations as
+    it has pixels: a few hundred samples determine dozens of numbers, where a descent by gradients
+    takes thousands of runs. A step is derived from `at_once` of the batches in turn (None: all),
+    and has to lower the loss of all. What is best on `held_out` (or else on `batches`) is returned.
+    `free` as in `fit`.
+
+    Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
+    knows no schedule.
+    """
+    (found,) = refine_tables(
+        batches,
+        [table],
+        what=what,
+        steps=steps,
+        free=free,
+        objective=objective,
+        held_out=held_out,
+        at_once=at_once,
+        progress=progress,
+    )
+    return found
+
+
+def refine_tables(
+    batches: Sequence[Trajectories],
+    tables: Sequence[Tableau],
+    *,
+    what: Sequence[What],
+    steps: int,
+    free: Free,
+    objective: Objective,
+    held_out: Sequence[Trajectories],
+    at_once: int | None,
+    progress: Progress = silent,
+) -> list[Tableau]:
+    """As `refine`, several tables at once, which the batches mix with their shares."""
+    for table in tables:
+        if table.basis != "x0" or table.stochastic:
+            raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")
+    tables = list(tables)
+    judges = held_out or batches
+    error, best = objective.loss(batches, tables), (objective.loss(judges, tables), tables)
+    damping, idle = DAMPING, 0
+    size = at_once or len(batches)
+    found = knobs(tables[0], what, free)
+    for step in range(steps):
+        some = [batches[(step * size + i) % len(batches)] for i in range(size)]
+        gram, right = normal_equations(some, tables, found, objective)
+        for _ in range(TRIES):
+            turns = solved(gram, right, damping).reshape(len(tables), -1)
+            after = loss_if_valid(batches, tables, found, turns, objective)
+            if after is not None and after[0] < error:
+                break
+            damping *= 10
+        if after is None or after[0] >= error:
+            break
+        error, tables = after
+        damping = max(damping / 10, LEAST)
+        judged = objective.loss(judges, tables)
+        idle = 0 if judged < best[0] else idle + 1
+        best = min(best, (judged, tables), key=lambda pair: pair[0])
+        progress(step + 1, steps, f"NFE {tables[0].nfe}: loss {best[0]:.4g}")
+        if idle == 2:
+            break
+    return best[1]
+
+
+def loss_if_valid(
+    batches: Sequence[Trajectories],
+    tables: Sequence[Tableau],
+    found: Sequence[Knob],
+    turns: Tensor,
+    objective: Objective,
+) -> tuple[float, list[Tableau]] | None:
+    """The turned tables and their loss; None where times cross, or samples overflow."""
+    try:
+        after = [
+            turned(table, list(zip(found, turn.tolist(), strict=True)))
+            for table, turn in zip(tables, turns, strict=True)
+        ]
+        error = objective.loss(batches, after)
+    except ValueError:
+        return None
+    return (error, after) if error == error else None
+
+
+@torch.no_grad()
+def normal_equations(
+    batches: Sequence[Trajectories],
+    tables: Sequence[Tableau],
+    found: Sequence[Knob],
+    objective: Objective = SQUARES,
+) -> tuple[Tensor, Tensor]:
+    """J^T W J and J^T W r of the outputs' derivative J, their distance r, and its slopes W.
+
+    Of all numbers of the first table, then of the second, ..: those of a batch's own table with its
+    shares.
+    """
+    total = len(found) * len(tables)
+    gram = torch.zeros(total, total, dtype=torch.float64)
+    right = torch.zeros(total, dtype=torch.float64)
+    for batch in batches:
+        table = mixed(tables, batch.shares)
+        run = Recorded.of(batch, table)
+        end = objective.outputs(run.end)
+        ends = (objective.outputs(run.end_with(knob)) for knob in found)
+        columns = torch.stack([(each - end).flatten() for each in ends])
+        columns /= torch.tensor([size(knob, table) for knob in found]).to(columns)[:, None]
+        gap = objective.outputs(batch.states[-1]) - end
+        weighted = columns * objective.slope(gap).flatten()
+        share = torch.tensor(batch.shares, dtype=torch.float64)
+        gram += torch.kron(torch.outer(share, share), (weighted @ columns.T).cpu())
+        right += torch.kron(share, (weighted @ gap.flatten()).cpu())
+    return gram, right
+
+
+def size(knob: Knob, table: Tableau) -> float:
+    """The step of a difference."""
+    if knob.kind == "weights":
+        return STEP
+    law = table.grid.require_schedule()
+    along = table.grid.label if knob.kind == "labels" else table.grid.time
+    # Down, where there is always room.
+    return (
+        -TIME_STEP * float(abs(along[0] - along[-2])) if len(along) > 2 else -TIME_STEP * law.t_max
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A run with the state before every row, and all outputs."""
+
+    batch: Trajectories
+    table: Tableau
+    states: tuple[State, ...]
+    outputs: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, batch: Trajectories, table: Tableau) -> Recorded:
+        """Run a table on a batch."""
+        states = [initial(table, batch.start(table.grid))]
+        outputs: list[Tensor] = []
+
+        def record(state: State, x0: Tensor | None) -> None:
+            states.append(state)
+            outputs.append(torch.zeros_like(state.x) if x0 is None else x0)
+
+        sample(batch.denoiser, table, states[0].x, callback=record)
+        return cls(batch, table, tuple(states), tuple(outputs))
+
+    @property
+    def end(self) -> Tensor:
+        """The last state."""
+        return self.states[-1].x
+
+    def end_with(self, knob: Knob) -> Tensor:
+        """The last state when one number is changed by `size`: run again from where it matters."""
+        turn, n = size(knob, self.table), self.table.grid.nfe
+        if knob.kind == "weights":
+            state = self.states[knob.row + 1]
+            feature = self.states[knob.row].x if knob.column < 0 else self.outputs[knob.column]
+            if knob.balanced:
+                feature = feature - self.outputs[knob.row]
+            state = replace(state, x=state.x + turn * feature)
+            return advance(state, self.batch.denoiser, self.table, n).x
+        table = turned(self.table, [(knob, turn)])
+        # Where a node lies decides the row that leads to it, too.
+        begun = knob.row - 1 if knob.kind == "times" and knob.row else knob.row
+        state = self.states[begun]
+        if begun == 0:
+            state = replace(state, x=self.batch.start(table.grid))
+        return advance(state, self.batch.denoiser, table, n).x

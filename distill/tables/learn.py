@@ -1,0 +1,264 @@
+"""Tables for a model, learned from a better sampler: one for each NFE, in one file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ... import samplers
+from ...eval.extractors import extractor, unrounded
+from ...eval.models import NetworkModel
+from ...eval.progress import Progress, silent
+from ...samplers import Tableau
+from ...samplers.blend import Blend
+from ...samplers.family import load_blends
+from ...samplers.fit import Trajectories, fit_tables
+from ...schedules import grid
+from ...storage import digest
+from ...training import accelerator_for, train
+from ..result import save_scheduler, write_card
+from .config import TableConfig
+from .descent import table_task
+from .gauss_newton import refine_tables
+from .learned import LearnedTable
+from .lessons import first_batches, pairs, taught
+from .nodes import place
+from .objective import Objective, distance
+from .teacher import Teacher
+
+FAMILY = "tables.json"
+# Solvers that a learned table is set beside.
+PEERS = ("unipc-3", "ipndm-2")
+PLACED: tuple[tuple[str, Literal["zero", "min"]], ...] = (
+    *(("uniform", "zero"), ("karras", "zero"), ("leading", "min")),
+)
+# What decides no number of a table.
+ASIDE = {"nfe": True, "batch_size": True, "gradient_checkpointing": True}
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A table, and how far its held-out samples and those of the best peer end from the teacher's.
+
+    `tables` are those of all scales, or one. `record` is what is known of it, as JSON values:
+    "error", "peer" (a solver and its spacing), "peer_error", the "seconds" of processors that it
+    took besides the teacher, the "settings", and "model" and "key", by which it is known again.
+    """
+
+    tables: Blend
+    record: Mapping[str, Any]
+
+    @property
+    def table(self) -> Tableau:
+        """The table of the lowest scale, or of the only one."""
+        return self.tables.tables[0]
+
+    @property
+    def error(self) -> float:
+        """The root mean square to the teacher's held-out samples."""
+        return float(self.record["error"])
+
+    @property
+    def peer_error(self) -> float:
+        """That of the best peer."""
+        return float(self.record["peer_error"])
+
+
+def learn_tables(
+    config: TableConfig, model: NetworkModel, folder: Path, progress: Progress = silent
+) -> dict[int, Learned]:
+    """Learn a table for every NFE of `config`, each written to `folder`/table-NFE.json.
+
+    tables.json is the family of all that `folder` holds for this model and these scales, also by
+    other settings. Beside it are a card and, if they are for one scale and the model came with one,
+    a scheduler that diffusers loads. What is there already, learned in the same way, is not learned
+    again: the same call goes on where it was stopped. Raises ValueError for what the model cannot
+    do.
+    """
+    found: dict[int, Learned] = {}
+    teacher: Teacher | None = None
+    for nfe in config.nfe:
+        path = folder / f"table-{nfe:03d}.json"
+        key = digest(config.model_dump(mode="json", exclude=ASIDE), nfe, model.fingerprint)
+        known = stored(path)
+        if known is None or known.record["key"] != key:
+            if teacher is None:
+                teacher = taught(config, model, folder / "teacher", progress)
+            tables, record = learn(config, model, teacher, nfe, folder, progress)
+            known = named(tables, nfe, {**record, "key": key, "model": model.fingerprint})
+            samplers.save_family({nfe: known.tables}, path)
+        found[nfe] = known
+        gather(folder, model, config.knots)
+    return found
+
+
+def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None:
+    """Write the family, the scheduler and the card of all tables in a folder that go together."""
+    every = [stored(path) for path in sorted(folder.glob("table-*.json"))]
+    found = {
+        each.tables.nfe: each
+        for each in every
+        if each is not None
+        and each.record["model"] == model.fingerprint
+        and each.tables.scales == scales
+    }
+    samplers.save_family({nfe: each.tables for nfe, each in found.items()}, folder / FAMILY)
+    if len(scales) == 1:
+        save_scheduler(model, {nfe: each.table for nfe, each in found.items()}, folder)
+    rows = [
+        [
+            *(f"{nfe}", f"{each.peer_error:.4f} ({each.record['peer']})", f"{each.error:.4f}"),
+            *(f"{each.error / each.peer_error:.2f}", f"{each.record['seconds']:.0f} s"),
+            ", ".join(f"{label:.4g}" for label in each.table.grid.label[:-1]),
+        ]
+        for nfe, each in found.items()
+    ]
+    reach = " to ".join(f"{scale:g}" for scale in sorted({scales[0], scales[-1]}))
+    write_card(
+        folder,
+        f"Sampler tables for {model.name}",
+        f"Learned from samples of a solver with many steps, on the network {model.fingerprint}, "
+        f"for guidance {reach}. Errors are root mean squares to such samples of noises that were "
+        f'not learned from. Use it by `fewstep.use(pipe, "{FAMILY}")`, with `guidance=` if it is '
+        "for several scales. Without fewstep only the times are of use (`timesteps=` of a "
+        "scheduler that takes them).",
+        ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
+        rows,
+        {str(nfe): each.record["settings"] for nfe, each in found.items()},
+        model.device,
+    )
+
+
+def named(tables: Blend, nfe: int, record: Mapping[str, Any]) -> Learned:
+    """The tables with a name, and what is known of them kept in the first."""
+    first, *rest = (each.renamed(f"learned-{nfe}") for each in tables.tables)
+    first = first.renamed(first.name, learned=dict(record))
+    return Learned(replace(tables, tables=(first, *rest)), record)
+
+
+def stored(path: Path) -> Learned | None:
+    """Tables learned before; None where there is no such file."""
+    if not path.exists():
+        return None
+    (blend,) = load_blends(path).values()
+    record = blend.tables[0].meta.get("learned")
+    return None if record is None else Learned(blend, record)
+
+
+def learn(
+    config: TableConfig,
+    model: NetworkModel,
+    teacher: Teacher,
+    nfe: int,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Blend, dict[str, Any]]:
+    """The tables of one NFE, and the record of how they were learned."""
+    begun = time.process_time()
+    count = first_batches(teacher.batches, config.samples)
+    objective = objective_of(config, model, teacher)
+    lessons, held_out = teacher.batches[:count], teacher.batches[count:]
+    if config.fitted:
+        tables = closest(config, teacher.part(0, count), nfe, objective, progress)
+    else:
+        plain = samplers.build(config.base, grid(model.schedule, nfe, config.spacing))
+        tables = [plain.in_basis("x0")] * len(config.knots)
+    if config.steps:
+        tables = refine_tables(
+            lessons,
+            tables,
+            what=config.what,
+            steps=config.steps,
+            free=config.free,
+            objective=objective,
+            held_out=held_out,
+            at_once=first_batches(lessons, min(config.sketch, config.samples)),
+            progress=progress,
+        )
+    if config.training is not None:
+        (table,) = tables
+        module = LearnedTable(table, config.what, base=config.base, free=config.free)
+        task = table_task(
+            module,
+            pairs(config, model, lessons),
+            held_out,
+            objective,
+            batch_size=config.train_batch_size,
+            seed=config.training.seed,
+            ball=config.ball,
+            gradient_checkpointing=config.gradient_checkpointing,
+            facts={"model": model.fingerprint, "begun": table.to_dict()},
+        )
+        out = folder / f"training-{nfe:03d}"
+        train(task, config.training, out, accelerator_for(config.training, out), progress)
+        candidates = (tables, [module.table()])
+        tables = min(candidates, key=lambda each: objective.loss(held_out, each))
+    found = peers(teacher, held_out, nfe)
+    peer = min(found, key=lambda name: found[name])
+    record = {
+        "error": distance(held_out, tables),
+        "peer": peer,
+        "peer_error": found[peer],
+        "seconds": time.process_time() - begun,
+        "settings": config.model_dump(mode="json", exclude_defaults=True, exclude=ASIDE),
+    }
+    return Blend(config.knots, tuple(tables)), record
+
+
+def closest(
+    config: TableConfig, teacher: Teacher, nfe: int, objective: Objective, progress: Progress
+) -> list[Tableau]:
+    """The closed form on the nodes that suit it best: a table for each of the knots."""
+    chosen = place(
+        teacher.part(0, first_batches(teacher.batches, min(config.search, config.samples))),
+        nfe,
+        moves=config.moves,
+        base=config.base,
+        free=config.free,
+        objective=objective,
+        progress=progress,
+    )
+    nodes, met = teacher.trajectories(chosen.places)
+    return fit_tables(met, nodes, base=config.base, free=config.free).tables
+
+
+def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> Objective:
+    """The objective, with features in units of their deviation over the teacher's samples.
+
+    Features are those of images: of latents, decoded.
+    """
+    if config.features is None:
+        return Objective(config.loss, config.eps)
+    built = extractor(config.features.id, model.device, **config.features.options)
+
+    def raw(x: Tensor) -> Tensor:
+        return unrounded(built, x if model.decode is None else model.decode(x))
+
+    with torch.no_grad():
+        scale = torch.cat([raw(batch.states[-1]) for batch in teacher.batches]).std(0).mean()
+
+    def features(x: Tensor) -> Tensor:
+        return raw(x) / scale
+
+    return Objective(config.loss, config.eps, features, config.feature_weight)
+
+
+def peers(teacher: Teacher, held_out: Sequence[Trajectories], nfe: int) -> dict[str, float]:
+    """How far known solvers end from the teacher, by solver and spacing."""
+    law = teacher.grid.require_schedule()
+    found = {}
+    for solver in PEERS:
+        for spacing, end in PLACED:
+            # Some are of discrete models only.
+            with suppress(ValueError):
+                table = samplers.build(solver, grid(law, nfe, spacing, end=end))
+                found[f"{solver}, {spacing}"] = distance(held_out, table)
+    return {name: error for name, error in found.items() if math.isfinite(error)}

@@ -1,0 +1,99 @@
+"""What counts of the distance between a table's samples and a teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...samplers import Tableau, sample
+from ...samplers.blend import mixed
+from ...samplers.fit import Trajectories
+
+Kind = Literal["l2", "l1", "log"]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The mean cost of the residuals r = outputs(x) - outputs(x*), [B, K].
+
+    `kind` is
+
+    - "l2", r^2: the least RMSE, and pale pictures, because the mean of what may come out lifts a
+      background a little everywhere, which distances between sets notice;
+    - "l1", sqrt(r^2 + eps^2): large errors count as they are, those below `eps` by their squares;
+    - "log", log(mean_k r^2 + eps^2) of each sample: the PSNR of Shaul et al. 2024, "Bespoke
+      Non-Stationary Solvers", with errors below `eps` counting for no more.
+
+    `features` are joined to the pixels with `weight` times their power.
+    """
+
+    kind: Kind = "l1"
+    eps: float = 0.03
+    features: Callable[[Tensor], Tensor] | None = None
+    weight: float = 0.2
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """What is compared of a state [B, ...]: float64 [B, K]."""
+        pixels = x.flatten(1)
+        if self.features is None:
+            return pixels.double()
+        found = self.features(x).flatten(1)
+        # As many features as pixels would weigh the same.
+        factor = self.weight * (pixels.shape[1] / found.shape[1]) ** 0.5
+        return torch.cat([pixels.double(), factor * found.double()], 1)
+
+    def cost(self, gap: Tensor) -> Tensor:
+        """The cost of residuals [B, K], of each one or of each sample."""
+        square = gap.square()
+        match self.kind:
+            case "l2":
+                return square
+            case "l1":
+                return (square + self.eps**2).sqrt()
+            case "log":
+                return (square.mean(1, keepdim=True) + self.eps**2).log()
+
+    def slope(self, gap: Tensor) -> Tensor:
+        """Weights [B, K] whose sum of squares has the direction of the gradient at `gap`."""
+        match self.kind:
+            case "l2":
+                return torch.ones_like(gap)
+            case "l1":
+                return 1 / self.cost(gap)
+            case "log":
+                return (-self.cost(gap)).exp().expand_as(gap)
+
+    def mean_cost(self, x: Tensor, ends: Tensor) -> Tensor:
+        """The mean cost of last states, with its gradient."""
+        return self.cost(self.outputs(x) - self.outputs(ends)).mean()
+
+    @torch.no_grad()
+    def loss(self, batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
+        """The mean cost of the last states of a table, or of several with the batches' shares."""
+        several = [tables] if isinstance(tables, Tableau) else tables
+        found = []
+        for each in batches:
+            table = mixed(several, each.shares)
+            found.append(sample(each.denoiser, table, each.start(table.grid)))
+        return self.loss_of(found, [each.states[-1] for each in batches])
+
+    @torch.no_grad()
+    def loss_of(self, found: Sequence[Tensor], ends: Sequence[Tensor]) -> float:
+        """The mean cost of last states, batch by batch."""
+        pairs = zip(found, ends, strict=True)
+        costs = torch.stack([self.mean_cost(x, end).double() for x, end in pairs])
+        sizes = torch.tensor([len(x) for x in found]).to(costs)
+        return float(costs @ sizes / sizes.sum())
+
+
+# The mean square of the pixels.
+SQUARES = Objective("l2")
+
+
+def distance(batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
+    """The root mean square between the samples of a table (or several) and the teacher's."""
+    return SQUARES.loss(batches, tables) ** 0.5

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from fewstep.distill.mmd.finetune import MMDConfig, finetune, lent
+from fewstep.eval.models import load_model
+from fewstep.eval.models.networks import placed, unet_model
+from fewstep.samplers import Tableau
+from fewstep.training.journal import read
+from torch import nn
+
+NETWORK = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}
+
+
+def model():
+    torch.manual_seed(0)
+    network = UNet2DModel(**NETWORK)
+    return placed(unet_model("tiny", network, DDPMScheduler().config), torch.float32, "cpu")
+
+
+@pytest.fixture
+def config(tmp_path):
+    images = np.random.default_rng(0).integers(100, 200, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images)
+
+    def make(**changes):
+        values = {
+            "model": {"id": "tiny", "data": str(tmp_path / "images.npz")},
+            "nfe": 2,
+            "spaces": [{"features": "pixels"}],
+            "train_batch_size": 8,
+            "validation_images": 16,
+            "max_train_steps": 12,
+            "learning_rate": 3e-3,
+            "validation_steps": 4,
+        }
+        return MMDConfig.model_validate({**values, **changes})
+
+    return make
+
+
+def test_settings_of_the_training_stand_by_their_names(config):
+    found = config(max_grad_norm=0.7)
+    assert (found.training.max_grad_norm, found.training.learning_rate) == (0.7, 3e-3)
+
+
+def test_samples_come_nearer_and_the_result_is_a_pipeline(tmp_path, config):
+    tuned = finetune(config(), model(), tmp_path / "out")
+    assert tuned.after["kd_pixels"] < 0.9 * tuned.before["kd_pixels"]
+    assert [
+        e["validation_kd_pixels"] for e in read(tmp_path / "out") if "validation_kd_pixels" in e
+    ]
+    assert len(list((tmp_path / "out" / "previews").glob("*.png"))) == 3
+    pipe = DDPMPipeline.from_pretrained(tuned.folder)
+    assert type(pipe.scheduler).__name__ == "TableauScheduler"
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(2, generator=generator, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
+    again = load_model(str(tuned.folder))
+    card = (tuned.folder / "README.md").read_text()
+    assert f"{tuned.before['kd_pixels']:.5f} | {tuned.after['kd_pixels']:.5f}" in card
+    assert Tableau.load(tuned.folder / "table.json").nfe == 2
+    assert again.fingerprint != model().fingerprint
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path, config):
+    steps = {"checkpointing_steps": 2, "use_ema": True, "dropout": True}
+    whole, parts = model(), model()
+    finetune(config(**steps), whole, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config(**steps), parts, tmp_path / "b", stop_at(4))
+    parts = model()
+    finetune(config(**steps), parts, tmp_path / "b")
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(parts.network.state_dict()[name], value), name
+
+
+def stop_at(step):
+    def progress(done, total, text):
+        if text.startswith("loss") and done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_adapters_are_trained_and_merged(tmp_path, config):
+    pytest.importorskip("peft")
+    tuned = finetune(config(lora=2), model(), tmp_path / "out")
+    assert tuned.after["kd_pixels"] < tuned.before["kd_pixels"]
+    assert load_model(str(tuned.folder)).network.state_dict().keys() == (
+        model().network.state_dict().keys()
+    )
+
+
+def test_a_judge_decides_which_weights_are_kept(tmp_path, config):
+    tuned = finetune(config(judge={"id": "pixels", "options": {"channels": 1}}), model(), tmp_path)
+    name = next(iter(tuned.after))
+    assert name == "judge_kd_pixels"
+    key = f"validation_{name}"
+    lines = [entry[key] for entry in read(tmp_path) if key in entry]
+    assert tuned.after[name] == pytest.approx(min(lines), rel=1e-4)
+
+
+def test_a_network_has_the_weights_of_another_for_a_while():
+    one, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    own = one.weight.clone()
+    with lent(one, other):
+        assert torch.equal(one.weight, other.weight)
+    assert torch.equal(one.weight, own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"id": "tiny"}}, "which real images"),
+        ({"solver": "heun", "nfe": 4}, "heun takes 3 evaluations, not 4"),
+        ({"train_batch_size": 50}, "there are 40"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path, config, changes, said):
+    with pytest.raises(ValueError, match=said):
+        finetune(config(**changes), model(), tmp_path / "out")

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fewstep import samplers
+from fewstep.distill.tables import gauss_newton, refine
+from fewstep.distill.tables.gauss_newton import Knob, knobs, normal_equations, size, turned
+from fewstep.distill.tables.objective import Objective, distance
+from fewstep.samplers.blend import consistent
+from fewstep.samplers.fit import fit_rows
+
+from .problem import LAW, held_out, plain, teacher
+
+
+def fitted(nfe, count=300):
+    nodes, met = teacher(0, count).trajectories(plain(nfe))
+    return met, fit_rows(met, nodes)
+
+
+def judged(table, places, seed=0):
+    return distance(held_out(seed).trajectories(places)[1], table)
+
+
+@pytest.mark.parametrize(("nfe", "most"), [(3, 0.45), (5, 0.55), (8, 0.8)])
+def test_a_refined_table_is_far_nearer_than_solvers_on_other_samples(nfe, most):
+    met, table = fitted(nfe, 1000)
+    other = teacher(20_000, 400).trajectories(plain(nfe))[1]
+    found = refine(met, table, steps=5, held_out=other)
+    assert distance(other, found) <= distance(other, table)
+    places = [plain(nfe, power) for power in (0.7, 1.0, 1.5)]
+    best = min(
+        judged(samplers.build(name, held_out().trajectories(each)[0]), each)
+        for name in ("unipc-3", "dpmpp-2m", "dpmpp-3m")
+        for each in places
+    )
+    assert judged(found, plain(nfe)) < most * best
+
+
+def test_derivatives_are_those_of_autograd():
+    met, table = fitted(3, 20)
+    weights = torch.from_numpy(table.weights.copy()).requires_grad_()
+    carry = torch.from_numpy(table.carry.copy()).requires_grad_()
+    (batch,) = met
+    run = samplers.sample(
+        batch.denoiser, replace(table, weights=weights, carry=carry), batch.z * table.grid.sigma[0]
+    )
+    gap = (batch.states[-1] - run).detach()
+    (run * gap).sum().backward()
+    found = knobs(table, ["weights"])
+    _, right = normal_equations(met, [table], found)
+    slopes = weights.grad
+    exact = [
+        float(carry.grad[k.row])
+        if k.column < 0
+        else float(slopes[k.row, k.column] - k.balanced * slopes[k.row, k.row])
+        for k in found
+    ]
+    np.testing.assert_allclose(right, exact, rtol=2e-2, atol=1e-4 * max(map(abs, exact)))
+
+
+@pytest.mark.parametrize("kind", ["times", "labels"])
+def test_the_derivative_of_a_node_is_that_of_whole_runs(kind):
+    met, table = fitted(4, 20)
+    if kind == "labels":
+        # A denoiser that looks at its label.
+        met = [replace(each, denoiser=labelled(each.denoiser)) for each in met]
+    found = knobs(table, [kind])
+    _, right = normal_equations(met, [table], found)
+    ends = lambda t: torch.cat(  # noqa: E731
+        [samplers.sample(e.denoiser, t, e.z * float(t.grid.sigma[0])).flatten() for e in met]
+    )
+    gap = torch.cat([each.states[-1].flatten() for each in met]) - ends(table)
+    for knob, value in zip(found, right.tolist(), strict=True):
+        step = size(knob, table)
+        change = (ends(turned(table, [(knob, step)])) - ends(table)) / step
+        assert value == pytest.approx(float(change @ gap), rel=1e-6)
+        assert value != 0
+
+
+def labelled(denoiser):
+    return lambda x, node: denoiser(x, node) * (1 + 0.1 * node.label)
+
+
+def test_a_table_has_these_numbers():
+    _, table = fitted(3, 20)
+    assert len(knobs(table, ["weights"], "all")) == 3 + 6
+    assert len(knobs(table, ["weights"], "inner")) == 2 + 5
+    assert len(knobs(table, ["weights"], "none")) == 3
+    assert len(knobs(table, ["weights", "times", "labels"], "all")) == 15
+
+
+def test_turning_adds_to_the_numbers():
+    _, table = fitted(3, 20)
+    found = turned(
+        table,
+        [
+            (Knob("weights", 2, 1), 0.5),
+            (Knob("weights", 1, -1), 0.25),
+            (Knob("weights", 2, 0, balanced=True), 0.125),
+            (Knob("times", 1), -0.01),
+            (Knob("labels", 2), 0.3),
+        ],
+    )
+    assert found.weights[2, 1] == table.weights[2, 1] + 0.5
+    assert found.weights[2, 0] == table.weights[2, 0] + 0.125
+    # The row behind the node that moved is as far from that of constant x0 as it was.
+    moved = [consistent(each.grid) for each in (found, table)]
+    assert found.carry[1] - moved[0][0][1] == pytest.approx(table.carry[1] + 0.25 - moved[1][0][1])
+    assert found.weights.sum(1)[0] - moved[0][1][0] == pytest.approx(
+        table.weights.sum(1)[0] - moved[1][1][0]
+    )
+    assert found.grid.time[1] == table.grid.time[1] - 0.01
+    assert found.grid.alpha[1] == pytest.approx(LAW.alpha(found.grid.time[1]))
+    assert found.grid.label[2] == pytest.approx(table.grid.label[2] + 0.3)
+    assert found.grid.label[1] == pytest.approx(LAW.label(found.grid.time[1]))
+    # A shift stays when its node moves.
+    again = turned(found, [(Knob("times", 2), 0.02)])
+    assert again.grid.label[2] - LAW.label(again.grid.time[2]) == pytest.approx(0.3)
+
+
+def test_what_is_best_on_held_out_samples_is_returned():
+    met, table = fitted(6, 4)
+    few = refine(met, table, steps=6, held_out=held_out().trajectories(plain(6))[1])
+    free = refine(met, table, steps=6)
+    assert judged(few, plain(6)) <= min(judged(free, plain(6)), judged(table, plain(6)))
+
+
+def test_a_last_row_that_is_not_free_stays_exact_on_constants():
+    met, table = fitted(4)
+    found = refine(met, table, steps=3)
+    assert found.carry[-1] == pytest.approx(0.0, abs=1e-9)
+    assert found.weights[-1].sum() == pytest.approx(1.0)
+    assert abs(found.grid.time - table.grid.time).max() > 0
+
+
+def test_small_errors_count_more_in_a_robust_objective():
+    met, table = fitted(4, 200)
+    squares, robust = (
+        refine(met, table, steps=4, objective=Objective(kind, 0.01)) for kind in ("l2", "l1")
+    )
+    assert Objective("l1", 0.01).loss(met, robust) < Objective("l1", 0.01).loss(met, squares)
+    assert distance(met, squares) < distance(met, robust)
+
+
+def test_features_join_the_pixels():
+    met, table = fitted(4, 200)
+    mixed = Objective("l2", features=lambda x: x[:, :4].cumsum(1), weight=1.0)
+    found = refine(met, table, steps=4, objective=mixed)
+    plain = refine(met, table, steps=4)
+    assert mixed.loss(met, found) < mixed.loss(met, table)
+    assert abs(found.weights - plain.weights).max() > 1e-3
+
+
+def test_times_that_cross_are_not_taken():
+    met, table = fitted(3, 10)
+    far = refine(met, table, what=["times"], steps=3)
+    assert (np.diff(far.grid.time) < 0).all()
+
+
+def test_other_tables_are_refused():
+    met, table = fitted(3, 10)
+    for other in (samplers.build("ddpm", table.grid), table.in_basis("eps")):
+        with pytest.raises(ValueError, match="only deterministic tables in x0"):
+            refine(met, other)
+    with pytest.raises(ValueError, match="noise schedule"):
+        refine(met, replace(table, grid=replace(table.grid, schedule=None)))
+
+
+def test_a_step_may_be_derived_from_some_batches_in_turn(monkeypatch):
+    places = plain(4)
+    _, met = teacher(0, 40, 40, 40).trajectories(places)
+    table = fit_rows(met, teacher(0, 40, 40, 40).trajectories(places)[0])
+    seen = []
+    derive = gauss_newton.normal_equations
+
+    def watched(batches, *rest):
+        seen.append([met.index(each) for each in batches])
+        return derive(batches, *rest)
+
+    monkeypatch.setattr(gauss_newton, "normal_equations", watched)
+    found = refine(met, table, steps=3, at_once=2)
+    assert seen == [[0, 1], [2, 0], [1, 2]]
+    assert distance(met, found) < 0.8 * distance(met, table)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from fewstep import samplers
+from fewstep.distill.tables.config import TableConfig
+from fewstep.distill.tables.learn import FAMILY, learn_tables, objective_of
+from fewstep.distill.tables.lessons import divided, first_batches, taught
+from fewstep.distill.tables.objective import distance
+from fewstep.eval.models import Draw
+from fewstep.eval.models.networks import edm_model, placed, unet_model
+from fewstep.eval.settings import SolverConfig, table_within
+from fewstep.schedules import EDM, grid
+from pydantic import ValidationError
+
+from ...eval.models import tiny
+from ...eval.models.exact import SHAPE, CurvedNoise, exact
+
+SMALL = {"nfe": [3], "samples": 24, "held_out": 8, "search": 8, "batch_size": 10}
+QUICK = {"teacher_steps": 20, "moves": 2, "steps": 2}
+
+
+def config(**changes):
+    return TableConfig.model_validate({"model": "exact", **SMALL, **QUICK, **changes})
+
+
+def curved():
+    return exact(network=CurvedNoise())
+
+
+def counted():
+    """A model, and how many samples its network has seen."""
+    model, calls = curved(), []
+    model.network.register_forward_hook(lambda m, given, out: calls.append(len(out)))
+    return model, calls
+
+
+def test_learned_tables_are_nearer_than_solvers(tmp_path):
+    found = learn_tables(config(nfe=[5, 3]), curved(), tmp_path)
+    assert list(found) == [3, 5]
+    for nfe, each in found.items():
+        assert each.table.nfe == nfe
+        assert each.error < each.peer_error
+    assert list(samplers.load_family(tmp_path / FAMILY)) == [3, 5]
+
+
+def test_the_error_is_that_of_samples_that_it_has_not_seen(tmp_path):
+    (each,) = learn_tables(config(), curved(), tmp_path).values()
+    model = curved()
+    seeds = range(2**31 + 24, 2**31 + 32)
+    draw = Draw(seeds, torch.tensor([seed % 3 for seed in seeds]))
+    nodes = grid(model.schedule, 20, "uniform")
+    noise = samplers.noise(nodes, SHAPE, seeds) / float(nodes.sigma[0])
+    denoiser = model.denoiser_of(draw)
+    truth = samplers.sample(denoiser, samplers.build("unipc-3", nodes), noise * nodes.sigma[0])
+    ours = samplers.sample(denoiser, each.table, noise * each.table.grid.sigma[0])
+    assert each.error == pytest.approx(float((ours - truth).square().mean().sqrt()), rel=1e-5)
+
+
+def test_what_was_learned_is_not_learned_again(tmp_path):
+    first = learn_tables(config(), curved(), tmp_path)
+    model, calls = counted()
+    again = learn_tables(config(), model, tmp_path)
+    assert not calls
+    assert again[3].record == first[3].record
+    np.testing.assert_array_equal(again[3].table.weights, first[3].table.weights)
+    # Another number beside it, and another way of learning.
+    learn_tables(config(nfe=[3, 4]), model, tmp_path)
+    assert sum(calls) > 0
+    before = sum(calls)
+    learn_tables(config(steps=1), model, tmp_path)
+    assert sum(calls) > before
+
+
+def test_the_batch_size_changes_nothing_but_rounding(tmp_path):
+    one = learn_tables(config(), curved(), tmp_path / "a")[3].table
+    other = learn_tables(config(batch_size=7), curved(), tmp_path / "b")[3].table
+    np.testing.assert_allclose(one.weights, other.weights, atol=1e-3)
+
+
+def test_tables_are_of_the_scale_that_they_were_learned_for(tmp_path):
+    plain = learn_tables(config(), curved(), tmp_path / "a")[3].table
+    guided = learn_tables(config(guidance=3.0), curved(), tmp_path / "b")[3].table
+    assert abs(plain.weights - guided.weights).max() > 1e-2
+
+
+def test_one_family_serves_a_range_of_guidance_scales(tmp_path):
+    changes = {"samples": 60, "held_out": 15, "search": 30, "nfe": [4], "steps": 3}
+    several = learn_tables(config(guidance=[1, 2, 4], **changes), curved(), tmp_path / "all")[4]
+    assert several.tables.scales == (1.0, 2.5, 4.0)
+    path = tmp_path / "all" / FAMILY
+    assert not (tmp_path / "all" / "scheduler").exists()
+    for scale in (1.0, 3.0, 4.0):
+        judge = config(guidance=scale, **{**changes, "samples": 24, "held_out": 24})
+        unseen = judge.model_copy(update={"first_seed": 2**31 + 10_000})
+        batches = taught(unseen, curved(), tmp_path / f"judge-{scale}").batches
+        own = distance(batches, samplers.load_family(path, scale)[4])
+        plain = distance(batches, samplers.build("unipc-3", grid(curved().schedule, 4, "uniform")))
+        assert own < 0.4 * plain
+
+
+def test_scales_and_evaluations_rise_and_one_will_do():
+    found = config(guidance=["10", "2", 2], nfe="7", samples=30, held_out=9)
+    assert (found.guidance, found.nfe) == ((2.0, 10.0), (7,))
+    assert (found.scales, found.knots) == ((2.0, 6.0, 10.0), (2.0, 10.0))
+
+
+def test_batches_are_of_all_scales_in_turn():
+    parts = divided(range(10, 40), (1.0, 2.0, 4.0), 8)
+    assert [scale for _, scale in parts] == [1.0, 2.0, 4.0] * 2
+    assert [row for rows, _ in parts for row in rows] == list(range(10, 40))
+    assert max(len(rows) for rows, _ in parts) <= 8
+    assert [len(rows) for rows, _ in divided(range(10), (1.0,), 4)] == [3, 3, 4]
+
+
+def test_the_first_batches_are_for_the_search(tmp_path):
+    batches = taught(config(), curved(), tmp_path).batches
+    assert [len(each.z) for each in batches] == [8, 8, 8, 8]
+    assert (first_batches(batches, 8), first_batches(batches, 24)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"nfe": []}, "at least 1 item"),
+        ({"nfe": [0]}, "nfe"),
+        ({"samples": 0}, "samples"),
+        ({"what": ["noise"]}, "what"),
+        ({"first_seed": 2**32 - 1}, "room for the samples"),
+        ({"stepz": 1}, "stepz"),
+        ({"guidance": []}, "at least 1 item"),
+        ({"guidance": [1, 3], "max_train_steps": 5, "train_batch_size": 4}, "for one guidance"),
+        ({"guidance": [1, 2, 3], "search": 2}, "each cover 5 guidance scales"),
+    ],
+)
+def test_bad_settings_are_named(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"solver": "nope"}, "unknown solver"),
+        ({"solver": "ddpm"}, "must be deterministic"),
+        ({"spacing": "nope"}, "unknown spacing"),
+        ({"nfe": [20]}, "a teacher of 20 steps has no nodes for 20"),
+        ({"labels": 7}, "label 7"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        learn_tables(config(**changes), curved(), tmp_path)
+
+
+def test_a_file_of_tables_is_a_solver(tmp_path):
+    learn_tables(config(nfe=[3, 4]), curved(), tmp_path)
+    path = str(tmp_path / FAMILY)
+    table = table_within(curved().schedule, SolverConfig(name=path), 10, "uniform", "zero")
+    assert (table.nfe, table.name) == (4, "tables")
+    with pytest.raises(ValueError, match=r"has tables of VPDiscrete.*, not of EDM"):
+        table_within(EDM(), SolverConfig(name=path), 10, "karras", "zero")
+
+
+def test_a_training_follows_and_what_is_better_is_kept(tmp_path):
+    plain = learn_tables(config(fitted=False, steps=0), curved(), tmp_path / "a")[3]
+    np.testing.assert_array_equal(
+        plain.table.weights,
+        samplers.build("unipc-3", grid(curved().schedule, 3, "uniform")).weights,
+    )
+    changes = {"fitted": False, "steps": 0, "train_batch_size": 12, "validation_steps": 10}
+    trained = config(**changes, max_train_steps=40, learning_rate=1e-2)
+    assert trained.training.max_train_steps == 40
+    found = learn_tables(trained, curved(), tmp_path / "b")[3]
+    assert found.error < 0.8 * plain.error
+    # A step far too long is not kept.
+    wild = config(**changes, max_train_steps=2, learning_rate=10.0)
+    kept = learn_tables(wild, curved(), tmp_path / "c")[3]
+    assert kept.error == pytest.approx(plain.error)
+
+
+def test_the_teacher_is_asked_once(tmp_path):
+    model, calls = counted()
+    taught(config(), model, tmp_path)
+    assert sum(calls) == 20 * 32
+    taught(config(nfe=[4]), model, tmp_path)
+    assert sum(calls) == 20 * 32
+    sorted(tmp_path.iterdir())[0].write_bytes(b"damaged")
+    taught(config(), model, tmp_path)
+    assert sum(calls) == 20 * (32 + 8)
+
+
+def test_another_teacher_is_not_taken_from_the_files(tmp_path):
+    one = taught(config(), curved(), tmp_path).batches[0].states[-1]
+    other = taught(config(guidance=2.0), curved(), tmp_path).batches[0].states[-1]
+    assert not torch.equal(one, other)
+    again = taught(config(), curved(), tmp_path).batches[0]
+    assert torch.equal(one, again.states[-1])
+
+
+def test_a_folder_gathers_what_goes_together(tmp_path):
+    learn_tables(config(nfe=[3, 4]), curved(), tmp_path)
+    learn_tables(config(nfe=[5], loss="l2"), curved(), tmp_path)
+    assert list(samplers.load_family(tmp_path / FAMILY)) == [3, 4, 5]
+    card = (tmp_path / "README.md").read_text()
+    assert card.count('"loss": "l2"') == 1
+    assert "| 3 |" in card
+    # Of another scale is another family.
+    learn_tables(config(nfe=[3], guidance=2.0), curved(), tmp_path)
+    assert list(samplers.load_family(tmp_path / FAMILY)) == [3]
+
+
+def flow():
+    """A U-Net of a flow."""
+    pipe = tiny.ddpm()
+    law = FlowMatchEulerDiscreteScheduler().config
+    return placed(unet_model("flow", pipe.unet, law), torch.float32, "cpu")
+
+
+def latent():
+    pipe = tiny.ldm()
+    made = unet_model("ldm", pipe.unet, pipe.scheduler.config, pipe.vqvae)
+    return placed(made, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("make", "spacing"),
+    [
+        (lambda: edm_model("edm", tiny.edm().requires_grad_(False)), "karras"),
+        (flow, "uniform"),
+        (latent, "uniform"),
+    ],
+)
+def test_tables_of_all_kinds_of_models(tmp_path, make, spacing):
+    model = make()
+    changes = {"spacing": spacing, "features": "pixels", "train_batch_size": 8}
+    learning = {"max_train_steps": 3, "learning_rate": 1e-3, "what": ["weights", "times", "labels"]}
+    found = learn_tables(config(nfe=[4], **changes, **learning), model, tmp_path)[4]
+    assert found.error <= found.peer_error
+    assert found.table.grid.schedule == model.schedule
+    draw = Draw(range(2), None if model.classes is None else torch.zeros(2, dtype=torch.long))
+    assert model.images(found.table, draw).isfinite().all()
+
+
+def test_features_of_latents_are_those_of_images(tmp_path):
+    model = latent()
+    settings = config(features="pixels")
+    teacher = taught(settings, model, tmp_path)
+    objective = objective_of(settings, model, teacher)
+    x = teacher.batches[0].states[-1]
+    assert objective.features(x).shape[1] == model.decode(x)[0].numel()
