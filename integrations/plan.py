@@ -297,9 +297,13 @@ def chosen_table(tableau: Mapping[str, Any], rows: int) -> Tableau:
 
 
 def check_levels(config: Config, table: Tableau) -> None:
-    """ValueError if the times that a table tells the network are of other levels in this config."""
-    lam = table.grid.lam[:-1]
-    alpha, sigma = training_levels(config, table.grid.label[:-1])
+    """ValueError if the times of a table are of other levels in this config.
+
+    A learned table may tell the network other times than those of its nodes, which are judged.
+    """
+    lam, law = table.grid.lam[:-1], table.grid.schedule
+    label = table.grid.label if law is None else law.label(table.grid.time)
+    alpha, sigma = training_levels(config, label[:-1])
     with np.errstate(divide="ignore"):
         meant = np.log(alpha) - np.log(sigma)
     wrong = ~(np.isclose(lam, meant, rtol=0.02, atol=0.1) | (lam < NOISE) & (meant < NOISE))
@@ -307,8 +311,7 @@ def check_levels(config: Config, table: Tableau) -> None:
         n = int(wrong.argmax())
         raise ValueError(
             f"tableau {table.name!r} was made for another noise schedule: its node {n} is at lam "
-            f"{lam[n]:.4g}, and the time {table.grid.label[n]:.6g} that the network is told there "
-            f"is at {meant[n]:.4g} in this one"
+            f"{lam[n]:.4g}, and its time {label[n]:.6g} is at {meant[n]:.4g} in this one"
         )
 
 

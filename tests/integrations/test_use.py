@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
 import fewstep
+import numpy as np
 import pytest
 import torch
 from fewstep import samplers
@@ -177,6 +179,16 @@ def test_a_table_of_another_model_is_refused(kind):
     other = {**SD, "beta_schedule": "squaredcos_cap_v2"}
     with pytest.raises(ValueError, match="made for another noise schedule"):
         fewstep.use(pipeline(**other), table, verbose=False).set_timesteps(5)
+
+
+def test_a_learned_table_may_tell_the_network_other_times():
+    schedule, _ = samplers.from_diffusers_config(SD)
+    plain = samplers.build("unipc-2", fewstep.grid(schedule, 4, "uniform"))
+    shift = np.array([-30.0, 40.0, 25.0, -20.0, 0.0])
+    table = replace(plain, grid=replace(plain.grid, label=plain.grid.label + shift))
+    scheduler = fewstep.use(pipeline(**SD), table, verbose=False)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == pytest.approx(table.grid.label[:-1], abs=1e-3)
 
 
 def test_a_scheduler_says_in_a_line_what_was_set():
