@@ -297,22 +297,31 @@ def chosen_table(tableau: Mapping[str, Any], rows: int) -> Tableau:
 
 
 def check_levels(config: Config, table: Tableau) -> None:
-    """ValueError if the times of a table are of other levels in this config.
+    """ValueError if the times that a table tells the network are of other levels in this config.
 
-    A learned table may tell the network other times than those of its nodes, which are judged.
+    A learned table may tell it other times than those of its nodes; then those are judged.
     """
     lam, law = table.grid.lam[:-1], table.grid.schedule
-    label = table.grid.label if law is None else law.label(table.grid.time)
-    alpha, sigma = training_levels(config, label[:-1])
+    said = levels_off(config, table.grid.label[:-1], lam)
+    if said is not None and law is not None:
+        said = levels_off(config, law.label(table.grid.time[:-1]), lam) and said
+    if said is not None:
+        raise ValueError(f"tableau {table.name!r} was made for another noise schedule: {said}")
+
+
+def levels_off(config: Config, label: Float, lam: Float) -> str | None:
+    """Where times are of other levels than lam, in words; None if nowhere."""
+    alpha, sigma = training_levels(config, label)
     with np.errstate(divide="ignore"):
         meant = np.log(alpha) - np.log(sigma)
     wrong = ~(np.isclose(lam, meant, rtol=0.02, atol=0.1) | (lam < NOISE) & (meant < NOISE))
-    if wrong.any():
-        n = int(wrong.argmax())
-        raise ValueError(
-            f"tableau {table.name!r} was made for another noise schedule: its node {n} is at lam "
-            f"{lam[n]:.4g}, and its time {label[n]:.6g} is at {meant[n]:.4g} in this one"
-        )
+    if not wrong.any():
+        return None
+    n = int(wrong.argmax())
+    return (
+        f"its node {n} is at lam {lam[n]:.4g}, and the time {label[n]:.6g} that the network is "
+        f"told there is at {meant[n]:.4g} in this one"
+    )
 
 
 def traced(config: Config, request: Request) -> Callable[[int], Tableau]:
