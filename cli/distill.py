@@ -40,23 +40,23 @@ Settings = Annotated[
         "scripts.",
     ),
 ]
-Run = Annotated[
-    str, typer.Argument(help="A name in configs/distill, or a YAML file.", show_default=True)
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
 ]
 
 
 @app.command(context_settings=ANY_SETTING)
 def fit(
     context: typer.Context,
-    model: ModelName = "mnist",
-    nfe: Evaluations = "5",
-    samples: Annotated[int, typer.Option(min=2, help="Trajectories of the teacher.")] = 160,
+    model: ModelName = None,
+    nfe: Evaluations = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Trajectories of the teacher (160).")
+    ] = None,
     guidance: Guidance = None,
     change: Settings = None,
     device: Device = "auto",
-    folder: Annotated[Path, typer.Option("--out", help="The folder of the result.")] = Path(
-        "runs/fit"
-    ),
+    folder: Out = None,
 ) -> None:
     """Fit tables to a teacher in closed form: no gradients, a minute for five evaluations.
 
@@ -67,16 +67,16 @@ def fit(
     Then: fewstep bench mnist --solvers runs/fit/tables.json, or in Python
     fewstep.use(pipe, "runs/fit/tables.json").
     """
-    values: dict[str, Any] = {"samples": samples, "held_out": max(samples // 4, 1)}
-    values |= {"search": min(samples, 40), "teacher_steps": 24, "moves": 0, "steps": 2}
-    given = {"model": model, "nfe": listed(nfe), "guidance": listed(guidance)}
-    learned(overridden(values, given, context.args, change), device, folder)
+    given = {"nfe": listed(nfe), "samples": samples, "guidance": listed(guidance)}
+    learn("fit", model, given, context.args, change, device, folder)
 
 
 @group.command(context_settings=ANY_SETTING)
 def table(
     context: typer.Context,
-    run: Run = "tables",
+    run: Annotated[
+        str, typer.Argument(help="A name in configs/distill, or a YAML file.")
+    ] = "tables",
     model: ModelName = None,
     nfe: Evaluations = None,
     samples: Annotated[
@@ -89,9 +89,7 @@ def table(
     guidance: Guidance = None,
     change: Settings = None,
     device: Device = "auto",
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
-    ] = None,
+    folder: Out = None,
 ) -> None:
     """Learn tables for a model: the nodes and all coefficients, a few minutes for each NFE.
 
@@ -103,24 +101,18 @@ def table(
 
     fewstep distill table --model FOLDER --nfe 4,6 --max_train_steps 500 --learning_rate 2e-3
     """
-    name, flags = (run, context.args)
+    name, flags = run, context.args
     if run.startswith("-"):
         # The first word is a setting: no run was named.
         name, flags = "tables", [run, *context.args]
-    values = configs.read(configs.find("distill", name))
-    if model is not None and model != values.get("model"):
-        # What a run says of features is about its own model.
-        values.pop("features", None)
     given = {
-        "model": model,
         "nfe": listed(nfe),
         "samples": samples,
         "held_out": held_out,
         "steps": steps,
         "guidance": listed(guidance),
     }
-    target = folder or Path("runs") / Path(name).stem
-    learned(overridden(values, given, flags, change), device, target)
+    learn(name, model, given, flags, change, device, folder)
 
 
 @group.command(context_settings=ANY_SETTING)
@@ -140,9 +132,7 @@ def mmd(
     ] = None,
     change: Settings = None,
     device: Device = "auto",
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
-    ] = None,
+    folder: Out = None,
 ) -> None:
     """Fine-tune a network for few steps of one sampler, on the statistics of its samples.
 
@@ -190,9 +180,7 @@ def lsd(
     ] = None,
     change: Settings = None,
     device: Device = "auto",
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
-    ] = None,
+    folder: Out = None,
 ) -> None:
     """Learn discrete samplers: hazards, temperatures and times of each step, for token sequences.
 
@@ -247,12 +235,26 @@ def network_of(config: ModelConfig, device: str) -> NetworkModel:
     return loaded
 
 
-def learned(values: dict[str, Any], device: str, folder: Path) -> None:
-    """Learn tables, and print how they do."""
-    config = configs.checked(TableConfig, values, "settings")
+def learn(
+    run: str,
+    model: str | None,
+    given: dict[str, Any],
+    flags: list[str],
+    change: list[str] | None,
+    device: str,
+    folder: Path | None,
+) -> None:
+    """Learn tables as a run says, and print how they do."""
+    values = configs.read(configs.find("distill", run))
+    if model is not None and model != values.get("model"):
+        values["model"] = model
+        # What a run says of features is about its own model.
+        values.pop("features", None)
+    config = configs.checked(TableConfig, overridden(values, given, flags, change), "settings")
+    target = folder or Path("runs") / Path(run).stem
     loaded = network_of(config.model, device)
     with progress_bar(f"tables for {loaded.name}") as progress:
-        found = learn_tables(config, loaded, folder, progress)
+        found = learn_tables(config, loaded, target, progress)
     rows = [
         [
             f"{number}",
@@ -265,4 +267,4 @@ def learned(values: dict[str, Any], device: str, folder: Path) -> None:
     ]
     head = ["NFE", "RMSE", "best solver's", "ratio", "which"]
     print_table(f"distance to the teacher on {config.held_out} held-out noises", head, rows)
-    console.out.print(f"tables: {folder / FAMILY}", highlight=False, soft_wrap=True)
+    console.out.print(f"tables: {target / FAMILY}", highlight=False, soft_wrap=True)

@@ -66,7 +66,7 @@ class TableConfig(BaseModel):
     loss: Kind = "l1"
     eps: PositiveFloat = 0.03
     features: ExtractorConfig | None = None
-    feature_weight: PositiveFloat = 0.2
+    feature_weight: PositiveFloat = 0.4
     training: TrainingSettings | None = None
     train_batch_size: PositiveInt = 48
     ball: NonNegativeFloat = 0.0

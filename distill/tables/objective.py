@@ -34,7 +34,7 @@ class Objective:
     kind: Kind = "l1"
     eps: float = 0.03
     features: Callable[[Tensor], Tensor] | None = None
-    weight: float = 0.2
+    weight: float = 0.4
 
     def outputs(self, x: Tensor) -> Tensor:
         """What is compared of a state [B, ...]: float64 [B, K]."""

@@ -9,7 +9,20 @@ from typer.testing import CliRunner
 
 from ..eval.models import tiny
 
-QUICK = ("--samples", 8, "--set", "teacher_steps=12", "--set", "batch_size=8", "--device", "cpu")
+QUICK = (
+    "--samples",
+    8,
+    "--held_out",
+    4,
+    "--search",
+    8,
+    "--set",
+    "teacher_steps=12",
+    "--set",
+    "batch_size=8",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +118,7 @@ def test_a_network_is_tuned(tmp_path):
     said = run("distill", "mmd", "mmd-mnist", *options)
     assert "kd_pixels" in said
     assert (tmp_path / "out" / "model" / "model_index.json").exists()
-    assert "no configuration 'nope'; there is lsd-countdown" in run(
+    assert "no configuration 'nope'; there is fit, lsd-countdown" in run(
         "distill", "mmd", "nope", code=2
     )
 
