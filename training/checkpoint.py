@@ -30,14 +30,17 @@ class Checkpoint:
 
     `tensors` are by file name, `best` is the least validation so far and the step that had it, and
     `facts` are what the training depends on. Batches and dropout are functions of the seed and the
-    step, so that no state of a random generator belongs to it.
+    step, so that no state of a random generator belongs to it. `scaler` is the state of what scales
+    the loss in half precision, and `pending` are the numbers of the last step where its validation
+    was interrupted.
     """
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     facts: Mapping[str, Any]
     best: tuple[float, int] | None = None
-    scale: float | None = None
+    scaler: Mapping[str, Any] | None = None
+    pending: Mapping[str, Any] | None = None
 
     def save(self, folder: Path, limit: int | None = None) -> Path:
         """Write `folder`/checkpoint-STEP; older ones beyond `limit` are removed."""
@@ -46,7 +49,8 @@ class Checkpoint:
         shutil.rmtree(partial, ignore_errors=True)
         for name, tensors in self.tensors.items():
             save_tensors(tensors, partial / name)
-        state = {"step": self.step, "best": self.best, "scale": self.scale}
+        state: dict[str, Any] = {"step": self.step, "best": self.best}
+        state |= {"scaler": self.scaler, "pending": self.pending}
         write_json(partial / STATE, {**state, "facts": dict(self.facts)})
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
@@ -62,7 +66,8 @@ class Checkpoint:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             tensors = {file.name: load_file(file) for file in path.glob("*.safetensors")}
             best = None if state["best"] is None else (state["best"][0], state["best"][1])
-            return cls(state["step"], tensors, state["facts"], best, state["scale"])
+            more = {key: state.get(key) for key in ("scaler", "pending")}
+            return cls(state["step"], tensors, state["facts"], best, **more)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
 

@@ -87,11 +87,12 @@ def train(
         accelerator.init_trackers("fewstep", run.facts["settings"])
     running = math.nan
     try:
-        while run.done < settings.max_train_steps:
-            values = run.step()
+        while run.done < settings.max_train_steps or run.pending is not None:
+            values = run.pending = run.step() if run.pending is None else run.pending
             last = run.done == settings.max_train_steps
             if task.validate is not None and (last or run.done % settings.validation_steps == 0):
-                values |= run.validated()
+                values = values | run.validated()
+            run.pending = None
             if journal is not None:
                 journal.add(run.done, values)
             if settings.report_to:
@@ -144,6 +145,8 @@ class Run:
         self.best: tuple[float, int] | None = None
         # Whether parameters, optimizer and average are of the same step.
         self.whole = True
+        # The numbers of a step that is done, until its validation is.
+        self.pending: dict[str, Any] | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -223,8 +226,8 @@ class Run:
         if self.average is not None:
             tensors[EMA] = self.average.state_dict()
         scaler = self.accelerator.scaler
-        scale = None if scaler is None else scaler.get_scale()
-        point = Checkpoint(self.done, tensors, self.facts, self.best, scale)
+        state = None if scaler is None else scaler.state_dict()
+        point = Checkpoint(self.done, tensors, self.facts, self.best, state, self.pending)
         point.save(self.folder, self.settings.checkpoints_total_limit)
 
     def resume(self) -> None:
@@ -246,9 +249,10 @@ class Run:
         restore_optimizer(self.adam, point.tensors[OPTIMIZER])
         if self.average is not None:
             restore_module(self.average, point.tensors[EMA], str(path))
-        if self.accelerator.scaler is not None and point.scale is not None:
-            self.accelerator.scaler.update(point.scale)
+        if self.accelerator.scaler is not None and point.scaler:
+            self.accelerator.scaler.load_state_dict(dict(point.scaler))
         self.done, self.best = point.step, point.best
+        self.pending = None if point.pending is None else dict(point.pending)
 
     def finish(self) -> None:
         """Give the module its result."""

@@ -75,16 +75,17 @@ FREE = (
 )
 
 
-def gathered(values: Any) -> Any:
+def gathered(values: Any, default: TrainingSettings | None) -> Any:
     """Settings in which those of the training, told by name, are where they belong.
 
-    {"learning_rate": 1e-3, ...} becomes {"training": {"learning_rate": 1e-3}, ...}; a value that is
-    no mapping is for pydantic to refuse.
+    {"learning_rate": 1e-3, ...} becomes {"training": {"learning_rate": 1e-3, ...}, ...}, where what
+    is not told is as in `default`. What is no mapping is for pydantic to refuse.
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not isinstance(values.get("training") or {}, dict):
         return values
     known = {key: value for key, value in values.items() if key in TrainingSettings.model_fields}
-    if not known:
+    told = {**(values.get("training") or {}), **known}
+    if not told:
         return values
     rest = {key: value for key, value in values.items() if key not in known}
-    return {**rest, "training": {**(rest.get("training") or {}), **known}}
+    return {**rest, "training": {**(default.model_dump() if default else {}), **told}}

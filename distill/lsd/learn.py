@@ -32,6 +32,15 @@ from .models import ChainConfig, Judgement, TokenModel
 Objective = Literal["mmd", "path_ml", "score_l2", "score_log"]
 # Of the teacher's samples: how many choose times.
 CHOOSING = 256
+# What a training is like unless its settings say otherwise.
+TRAINING = TrainingSettings(
+    max_train_steps=200,
+    learning_rate=0.06,
+    lr_scheduler="linear",
+    adam_beta2=0.99,
+    use_ema=True,
+    ema_max_decay=0.97,
+)
 
 
 class LSDConfig(BaseModel):
@@ -68,20 +77,13 @@ class LSDConfig(BaseModel):
     teacher_steps: PositiveInt = 64
     judged: PositiveInt = 1024
     train_batch_size: PositiveInt = 768
-    training: TrainingSettings = TrainingSettings(
-        max_train_steps=200,
-        learning_rate=0.06,
-        lr_scheduler="linear",
-        adam_beta2=0.99,
-        use_ema=True,
-        ema_max_decay=0.97,
-    )
+    training: TrainingSettings = TRAINING
 
     @model_validator(mode="before")
     @classmethod
     def by_name(cls, values: Any) -> Any:
         """Accept settings of the training by their own names."""
-        return gathered(values)
+        return gathered(values, TRAINING)
 
 
 @dataclass(frozen=True, eq=False)

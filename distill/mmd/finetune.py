@@ -30,6 +30,10 @@ from .lora import add_adapters, merge_adapters
 from .task import Images, mmd_task
 
 PREVIEW = 40
+# What a training is like unless its settings say otherwise.
+TRAINING = TrainingSettings(
+    learning_rate=5e-6, lr_scheduler="constant", max_grad_norm=0.5, max_train_steps=500
+)
 
 
 class SpaceConfig(BaseModel):
@@ -74,15 +78,13 @@ class MMDConfig(BaseModel):
     gradient_checkpointing: bool = False
     lora: PositiveInt | None = None
     dropout: bool = False
-    training: TrainingSettings = TrainingSettings(
-        learning_rate=5e-6, lr_scheduler="constant", max_grad_norm=0.5, max_train_steps=500
-    )
+    training: TrainingSettings = TRAINING
 
     @model_validator(mode="before")
     @classmethod
     def by_name(cls, values: Any) -> Any:
         """Accept settings of the training by their own names."""
-        return gathered(values)
+        return gathered(values, TRAINING)
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ class TableConfig(BaseModel):
     @classmethod
     def by_name(cls, values: Any) -> Any:
         """Accept settings of the training by their own names."""
-        return gathered(values)
+        return gathered(values, None)
 
     @field_validator("first_seed")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,8 @@ def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
         else:
             weights[knob.row, knob.column] += turn
             weights[knob.row, knob.row] -= turn if knob.balanced else 0.0
+    # The noisiest time is where a node that would go further stays.
+    time = np.minimum(time, table.grid.require_schedule().t_max)
     return with_coordinates(table, Coordinates(time, label, carry, weights))
 
 
@@ -205,12 +208,11 @@ def size(knob: Knob, table: Tableau) -> float:
     """The step of a difference."""
     if knob.kind == "weights":
         return STEP
-    law = table.grid.require_schedule()
-    along = table.grid.label if knob.kind == "labels" else table.grid.time
-    # Down, where there is always room.
-    return (
-        -TIME_STEP * float(abs(along[0] - along[-2])) if len(along) > 2 else -TIME_STEP * law.t_max
-    )
+    along, row = table.grid.label if knob.kind == "labels" else table.grid.time, knob.row
+    reach = abs(along[0] - along[-2]) if len(along) > 2 else table.grid.require_schedule().t_max
+    # Down, and not past the next node; a clean one may have no label.
+    room = abs(along[row] - along[row + 1]) / 2
+    return -float(min(TIME_STEP * reach, room))
 
 
 @dataclass(frozen=True, eq=False)

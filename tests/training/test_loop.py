@@ -8,6 +8,7 @@ import torch
 from fewstep.training import Task, accelerator_for, train
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.journal import read
+from fewstep.training.loop import Run
 from torch import nn
 
 from ..two_processes import run_script
@@ -101,6 +102,40 @@ def test_a_checkpoint_can_be_named(tmp_path):
         assert found == expected
     with pytest.raises(ValueError, match=r"no checkpoint checkpoint-5; .* checkpoint-4, check"):
         run(tmp_path, resume_from_checkpoint="checkpoint-5")
+
+
+def test_a_validation_that_was_interrupted_is_made_up_for(tmp_path):
+    whole, expected = run(tmp_path / "a")
+    first = task()
+    asked = []
+
+    def validate(module):
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return first.validate(module)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", task(validate=validate))
+    outcome, found = run(tmp_path / "b")
+    assert found == expected
+    assert outcome.best == whole.best
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+
+
+def test_the_scale_of_the_loss_goes_on_too(tmp_path):
+    runs = [Run(task(), settings(), tmp_path, alone()) for _ in range(2)]
+    for each in runs:
+        each.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    one, other = runs
+    one.accelerator.scaler.scale(torch.ones(1))
+    one.accelerator.scaler.load_state_dict(
+        {**one.accelerator.scaler.state_dict(), "scale": 32.0, "_growth_tracker": 5}
+    )
+    one.keep()
+    other.resume()
+    state = other.accelerator.scaler.state_dict()
+    assert (state["scale"], state["_growth_tracker"]) == (32.0, 5)
 
 
 def test_accumulated_parts_are_one_batch(tmp_path):

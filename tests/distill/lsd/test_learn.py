@@ -104,3 +104,8 @@ def test_times_may_be_chosen_first(tmp_path):
 def test_what_cannot_be_is_said(tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         learned(tmp_path, **{**SMALL, **changes})
+
+
+def test_one_setting_of_the_training_leaves_the_others():
+    found = LSDConfig.model_validate({"max_train_steps": 5}).training
+    assert (found.learning_rate, found.adam_beta2, found.use_ema) == (0.06, 0.99, True)

@@ -53,6 +53,8 @@ def config(tmp_path):
 def test_settings_of_the_training_stand_by_their_names(config):
     found = config(max_grad_norm=0.7)
     assert (found.training.max_grad_norm, found.training.learning_rate) == (0.7, 3e-3)
+    plain = MMDConfig.model_validate({"spaces": [{"features": "pixels"}], "seed": 4}).training
+    assert (plain.learning_rate, plain.max_grad_norm, plain.seed) == (5e-6, 0.5, 4)
 
 
 def test_samples_come_nearer_and_the_result_is_a_pipeline(tmp_path, config):
