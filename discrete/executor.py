@@ -128,8 +128,9 @@ def hazards(
     total = torch.zeros(log_scores[n].shape, dtype=wide, device=anchor.device)
     for k in table.uses[n]:
         here = states[k][..., None] == tokens
-        raised = table.power[k].to(wide) * log_scores[k].to(wide)
-        log_s = raised.clamp(max=LARGEST).masked_fill(here, 0.0)
+        # Finite, so that the gradient of a power is, where a score is 0.
+        finite = log_scores[k].to(wide).clamp(min=-LARGEST * LARGEST)
+        log_s = (table.power[k].to(wide) * finite).clamp(max=LARGEST).masked_fill(here, 0.0)
         weight, spread = table.weights[n, k], table.spread[n, k]
         # weight s - spread mean(s), without the cancellation of two large numbers.
         push = (weight - spread) * log_s.exp()

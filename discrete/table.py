@@ -110,10 +110,11 @@ class JumpTable:
                     f"{where}: {what} row {row} uses score {k}, which does not exist yet at that "
                     "row (the table must be lower triangular)"
                 )
-        cold = self.beta.detach() <= 0
-        if cold.any():
-            row = int(cold.int().argmax())
-            raise ValueError(f"{where}: beta must be positive, row {row} has {self.beta[row]:g}")
+        for what in ("beta", "power"):
+            value = getattr(self, what).detach()
+            if (value <= 0).any():
+                row = int((value <= 0).int().argmax())
+                raise ValueError(f"{where}: {what} must be positive, row {row} has {value[row]:g}")
         if len(self.anchor) != n or len(self.law) != n:
             raise ValueError(
                 f"{where}: {len(self.anchor)} anchors and {len(self.law)} laws for {n} rows"

@@ -92,6 +92,12 @@ class Blend:
             raise ValueError(f"scales must rise, not {self.scales}")
         if len({table.nfe for table in self.tables}) > 1:
             raise ValueError("the tables of a blend take the same number of evaluations")
+        if len(self.tables) > 1:
+            for table in self.tables:
+                if table.basis != "x0" or table.stochastic:
+                    raise ValueError(f"{table!r}: only deterministic tables in x0 can be mixed")
+                if table.grid.require_schedule() != self.tables[0].grid.schedule:
+                    raise ValueError("the tables of a blend are of one noise schedule")
 
     @property
     def nfe(self) -> int:

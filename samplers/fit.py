@@ -83,15 +83,18 @@ def fit(
     numbers. Raises ValueError for a stochastic base, and a grid without a schedule, or with stages.
     """
     course = teach(build(base, refined(grid, substeps)), denoiser, x / float(grid.sigma[0]))
-    # Solvers with stages take more rows than steps.
-    every = len(course.states) // grid.nfe
-    batch = replace(course, states=course.states[every - 1 :: every])
+    batch = replace(course, states=course.states[substeps - 1 :: substeps])
     return fit_rows([batch], grid, base=base, ridge=ridge, free=free)
 
 
 @torch.no_grad()
 def teach(table: Tableau, denoiser: Denoiser, z: Tensor) -> Trajectories:
-    """The trajectories of a batch with noise z by `table`, which must draw none itself."""
+    """The trajectories of a batch with noise z by `table`, which must draw none itself.
+
+    Its states are those of the student's own nodes: ValueError for solvers with stages in a step.
+    """
+    if table.grid.stage.any():
+        raise ValueError(f"a teacher must take one evaluation a step, and {table.name} has stages")
     if table.stochastic:
         raise ValueError(f"a teacher must be deterministic, and {table.name} draws noise")
     states: list[Tensor] = []

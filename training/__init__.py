@@ -1,6 +1,6 @@
 """One training loop for everything that is trained: resumable, on any number of processes."""
 
-from .batches import shuffled
+from .batches import share, shuffled
 from .loop import Outcome, accelerator_for, train
 from .settings import TrainingSettings, gathered
 from .task import Module, Task
@@ -12,6 +12,7 @@ __all__ = [
     "TrainingSettings",
     "accelerator_for",
     "gathered",
+    "share",
     "shuffled",
     "train",
 ]

@@ -50,15 +50,23 @@ class Outcome:
     best: tuple[float, int] | None
 
 
-def accelerator_for(settings: TrainingSettings, folder: Path) -> Accelerator:
-    """The accelerator of a training; ValueError for a tracker that is not installed."""
+def accelerator_for(
+    settings: TrainingSettings, folder: Path, device: torch.device | None = None
+) -> Accelerator:
+    """The accelerator of a training on a device; ValueError for a tracker that is not installed.
+
+    None: whatever accelerate finds.
+    """
     for name in settings.report_to:
         if find_spec(name) is None:
             raise ValueError(
                 f"report_to: {name} is not installed (pip install {name}); metrics.jsonl is "
                 "written without it"
             )
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return Accelerator(
+        cpu=device is not None and device.type == "cpu",
         mixed_precision=settings.mixed_precision,
         log_with=list(settings.report_to) or None,
         project_dir=folder,

@@ -126,12 +126,17 @@ class TextNetwork(nn.Module):
 
 
 class TextModel(NamedTuple):
-    """A network with its kernel and noise; `length` is that of the sequences it was trained on."""
+    """A network with its kernel and noise.
+
+    `length` is that of the sequences it was trained on, and `data` says of which text (see
+    `TextConfig`).
+    """
 
     network: TextNetwork
     kernel: Absorb
     noise: LogLinear
     length: int
+    data: str
 
     def log_score(self) -> LogScore:
         """What the samplers of `discrete` ask."""
@@ -182,4 +187,5 @@ def load_text_model(folder: Path) -> TextModel:
     network.load_state_dict(
         {name: each.float() for name, each in load_file(folder / "model.safetensors").items()}
     )
-    return TextModel(network.eval().requires_grad_(False), KERNEL, NOISE, config.length)
+    frozen = network.eval().requires_grad_(False)
+    return TextModel(frozen, KERNEL, NOISE, config.length, config.data)

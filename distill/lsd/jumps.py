@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...discrete import JumpTable, Kernel, LogScore, Noise, build, log_probability, record, start
-from ...discrete.executor import Trajectory, transition
+from ...discrete.executor import transition
 
 What = Literal["phi", "beta", "power", "times"]
 WHAT: tuple[What, ...] = get_args(What)
@@ -90,7 +90,8 @@ def spectrum(n: int, states: int) -> TokenKernel:
     """The product of the counts of n-grams, each as a share of all in the sequence."""
 
     def counts(x: Tensor) -> Tensor:
-        grams = x.unfold(1, n, 1) @ (states ** torch.arange(n, device=x.device))
+        # Not by @, which CUDA has not for integers.
+        grams = (x.unfold(1, n, 1) * states ** torch.arange(n, device=x.device)).sum(-1)
         found = torch.zeros(len(x), states**n, dtype=torch.float64, device=x.device)
         return (
             found.scatter_add_(1, grams, torch.ones_like(grams, dtype=torch.float64))
@@ -136,8 +137,10 @@ def path_loss(table: JumpTable, log_score: LogScore, states: Sequence[Tensor]) -
 
     The divergence of paths, up to a constant: a bound on that of the samples, and a loose one.
     """
-    scores = tuple(log_score(x, table.node(n)) for n, x in enumerate(states[:-1]))
-    return -log_probability(table, Trajectory(tuple(states), scores)).sum(0).mean()
+    scores = {n: log_score(x, table.node(n)) for n, x in enumerate(states[:-1])}
+    known = dict(enumerate(states))
+    rows = [rarity(transition(table, n, known, scores), states[n + 1]) for n in range(table.nfe)]
+    return torch.stack(rows).sum()
 
 
 def score_loss(
@@ -236,9 +239,17 @@ def parted_cost(
         known = known / known.gather(-1, states[n][..., None])
         scores = {n: known[..., : table.kernel.states].log()}
         law = transition(table, n, {n: states[n]}, scores)
-        likely = law.gather(-1, states[n + 1][..., None]).clamp(min=RARE)
-        costs.append(-likely.double().log().sum((1, 2)).mean())
+        costs.append(rarity(law, states[n + 1]))
     return torch.stack(costs).cumsum(0)
+
+
+def rarity(law: Tensor, x: Tensor) -> Tensor:
+    """The mean of -log P of sequences x [B, L] under the laws of their sites [B, L, V], float64.
+
+    No token is rarer than `RARE`: what a law cannot explain is to have a price.
+    """
+    likely = law.gather(-1, x[..., None]).clamp(min=RARE)
+    return -likely.double().log().sum((1, 2)).mean()
 
 
 def ratios(log_s: Tensor, x: Tensor, kernel: Kernel) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
@@ -15,7 +15,7 @@ from ...discrete.solvers import Spacing
 from ...eval.progress import Progress, silent
 from ...eval.settings import STRICT, Evaluations
 from ...storage import digest, read_arrays, write_arrays
-from ...training import Task, TrainingSettings, accelerator_for, gathered, shuffled, train
+from ...training import Task, TrainingSettings, accelerator_for, gathered, share, shuffled, train
 from .jumps import (
     LearnedJumps,
     What,
@@ -32,6 +32,13 @@ from .models import ChainConfig, Judgement, TokenModel
 Objective = Literal["mmd", "path_ml", "score_l2", "score_log"]
 # Of the teacher's samples: how many choose times.
 CHOOSING = 256
+# What objectives learn, by default first.
+LEARNS: dict[Objective, tuple[tuple[What, ...], ...]] = {
+    "mmd": (("phi", "beta"),),
+    "path_ml": (("phi", "beta"),),
+    "score_l2": (("phi",), ("times",)),
+    "score_log": (("power",),),
+}
 # What a training is like unless its settings say otherwise.
 TRAINING = TrainingSettings(
     max_train_steps=200,
@@ -53,10 +60,11 @@ class LSDConfig(BaseModel):
 
     - "mmd": the discrepancy of samples in `kernel`, by score-function gradients. The one to take.
     - "path_ml": the likelihood of the teacher's steps, a loose bound.
-    - "score_l2", "score_log": as published, and as released, by Fu et al. 2025. They learn `phi`
-      (or, if `what` is that alone, `times`), and `power`; see `score_loss` for why samples are
-      worse for it. `relaxation` is the share of places in which the student's noise may differ
-      from the teacher's.
+    - "score_l2", "score_log": as published, and as released, by Fu et al. 2025. They learn phi, or
+      times, and power; see `score_loss` for why samples are worse for it. `relaxation` is the share
+      of places in which the student's noise may differ from the teacher's.
+
+    `what` is phi and beta unless given, or what the objective learns.
 
     Settings of the training may stand here by their own names; parameters are averaged over its
     last part (`use_ema`). Samples of text are judged by `judged` of them.
@@ -69,7 +77,7 @@ class LSDConfig(BaseModel):
     base: str = "euler"
     spacing: Spacing = "trailing"
     dp: bool = False
-    what: tuple[What, ...] = ("phi", "beta")
+    what: tuple[What, ...] | None = None
     objective: Objective = "mmd"
     kernel: Literal["hamming", "bigrams"] = "hamming"
     relaxation: float = Field(default=0.0, ge=0, le=1)
@@ -84,6 +92,24 @@ class LSDConfig(BaseModel):
     def by_name(cls, values: Any) -> Any:
         """Accept settings of the training by their own names."""
         return gathered(values, TRAINING)
+
+    @property
+    def learns(self) -> tuple[What, ...]:
+        """What is learned."""
+        return self.what or LEARNS[self.objective][0]
+
+    @model_validator(mode="after")
+    def fitting(self) -> Self:
+        """Refuse what the objective has no use for."""
+        possible = LEARNS[self.objective]
+        if len(possible[0]) == 1 and self.learns not in possible:
+            known = " or ".join(str(list(each)) for each in possible)
+            raise ValueError(f"{self.objective} learns {known}, not {list(self.learns)}")
+        if self.relaxation and not self.objective.startswith("score"):
+            raise ValueError("relaxation is for the objectives score_l2 and score_log")
+        if self.train_batch_size < 2:
+            raise ValueError("train_batch_size must be at least 2")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +139,16 @@ def learn_jumps(
             some = [each[:CHOOSING] for each in states]
             with torch.no_grad():
                 times = best_times(model.kernel, model.noise, fine, some, model.log_score, nfe)
-        module = LearnedJumps(config.base, model.kernel, model.noise, times, learns(config))
+        module = LearnedJumps(config.base, model.kernel, model.noise, times, config.learns)
         task = jumps_task(module, config, model, fine, states)
         out = folder / f"training-{nfe:03d}"
-        train(task, config.training, out, accelerator_for(config.training, out), progress)
+        train(
+            task,
+            config.training,
+            out,
+            accelerator_for(config.training, out, model.device),
+            progress,
+        )
         marks = {"objective": config.objective, "model": model.identity}
         table = module.table().renamed(f"lsd-{nfe}", learned=marks)
         table.save(folder / f"jumps-{nfe:03d}.json")
@@ -125,16 +157,6 @@ def learn_jumps(
             table, *(model.judge(each, config.judged) for each in (before, table))
         )
     return found
-
-
-def learns(config: LSDConfig) -> tuple[What, ...]:
-    """What the objective can learn of `what`."""
-    match config.objective:
-        case "score_l2":
-            return ("times",) if config.what == ("times",) else ("phi",)
-        case "score_log":
-            return ("power",)
-    return config.what
 
 
 @torch.no_grad()
@@ -175,7 +197,12 @@ def jumps_task(
 
     def loss(given: nn.Module, step: int, part: int, parts: int) -> Tensor:
         table: JumpTable = given()
-        rows = shuffled(count, size, seed, step)[part::parts]
+        if parts > 1 and config.objective == "mmd":
+            raise ValueError(
+                "the objective mmd compares a batch as a whole: one process, and "
+                "gradient_accumulation_steps 1"
+            )
+        rows = shuffled(count, size, seed, step)[share(size, part, parts)]
         # Beyond the teacher's own.
         seeds = range(count + step * size + part, count + (step + 1) * size, parts)
         if config.objective == "mmd":
@@ -191,5 +218,6 @@ def jumps_task(
             *(table, model.log_score, factors(), theirs, x, seeds), logarithms=logarithms
         )
 
-    said = config.model_dump(mode="json", exclude={"training", "nfe", "judged"})
-    return Task(module, loss, facts={**said, "begun": module.table().to_dict()})
+    said = config.model_dump(mode="json", exclude={"training", "nfe", "judged", "model"})
+    facts = {**said, "begun": module.table().to_dict(), "scores": model.identity}
+    return Task(module, loss, facts=facts)

@@ -126,7 +126,7 @@ def text_model(name: str, device: torch.device) -> TokenModel:
     """A text network as a model; it is judged by 4-grams of the text that it was trained on."""
     model = zoo.text_model() if name == "text" else zoo.load_text_model(Path(name))
     model.network.to(device)
-    text = read_text()
+    text = read_text(model.data)
     places = torch.arange(0, len(text.held_out) - model.length + 1, model.length)
     return TokenModel(
         model.log_score(),

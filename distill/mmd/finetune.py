@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ... import samplers
 from ...eval.evaluate import outputs_of
 from ...eval.extractors import Extractor, extractor, unrounded
 from ...eval.images import quantise, save_grid
-from ...eval.metrics.kernel import polynomial
 from ...eval.models import Draw, NetworkModel, label_rule
+from ...eval.models.networks import dtype_of
 from ...eval.progress import Progress, silent
 from ...eval.settings import STRICT, ExtractorConfig, ModelConfig, SolverConfig, table_within
 from ...eval.sources import ImageSet, open_images
@@ -25,7 +25,7 @@ from ...samplers import Tableau
 from ...samplers.denoiser import checkpointed
 from ...training import TrainingSettings, accelerator_for, gathered, train
 from ..result import save_model, write_card
-from .discrepancy import KernelName, Space, clamped, kernel, mmd2
+from .discrepancy import KernelName, Space, clamped, kernel
 from .lora import add_adapters, merge_adapters
 from .task import Images, mmd_task
 
@@ -67,7 +67,7 @@ class MMDConfig(BaseModel):
     nfe: PositiveInt = 5
     solver: SolverConfig = SolverConfig(name="ddim")
     spacing: str = "uniform"
-    spaces: tuple[SpaceConfig, ...]
+    spaces: tuple[SpaceConfig, ...] = Field(min_length=1)
     judge: ExtractorConfig | None = None
     validation_images: PositiveInt = 500
     labels: str | int = "balanced"
@@ -112,10 +112,18 @@ def finetune(
     if config.model.data is None:
         raise ValueError("model.data: which real images are the samples to be like?")
     data = open_images(config.model.data)
-    accelerator = accelerator_for(config.training, folder)
+    if dtype_of(model.network) != torch.float32:
+        raise ValueError(
+            f"weights in {dtype_of(model.network)} lose small updates: train in float32, with "
+            "mixed_precision bf16 or fp16"
+        )
+    accelerator = accelerator_for(config.training, folder, model.device)
     images = images_of(config, model, table)
     spaces = [space_of(each, data, accelerator.device, progress) for each in config.spaces]
     judges = {f"kd_{space.name}": space for space in spaces}
+    if len(judges) < len(spaces):
+        names = ", ".join(space.name for space in spaces)
+        raise ValueError(f"spaces: {names}: two of one name cannot be told apart")
     if config.judge is not None:
         judge = SpaceConfig(features=config.judge)
         found = space_of(judge, data, accelerator.device, progress)
@@ -124,15 +132,16 @@ def finetune(
 
     def validate(module: nn.Module) -> dict[str, float]:
         with lent(model.network, module), evaluated(model.network):
-            return judgement(judges, images, config)
+            return judgement(judges, images, config, range(-config.validation_images, 0))
 
     def preview(module: nn.Module, path: Path) -> None:
         with lent(model.network, module), evaluated(model.network), torch.no_grad():
             save_grid(quantise(images(range(-PREVIEW, 0))), path)
 
     fingerprint = model.fingerprint
-    with torch.no_grad():
-        before = judgement(judges, images, config)
+    # Of others than those that choose weights.
+    numbers = range(-2 * config.validation_images, -config.validation_images)
+    before = judgement(judges, images, config, numbers)
     model.network.requires_grad_(True).train(config.dropout)
     if config.lora is not None:
         torch.manual_seed(config.training.seed)
@@ -145,7 +154,10 @@ def finetune(
         batch_size=config.train_batch_size,
         seed=config.training.seed,
         gather_features=config.gather_features,
-        facts=facts_of(config, table, fingerprint, data),
+        facts={
+            **facts_of(config, table, fingerprint, data),
+            "extractors": {name: space.identity for name, space in judges.items()},
+        },
         validate=validate,
         preview=preview,
     )
@@ -153,8 +165,9 @@ def finetune(
     if config.lora is not None:
         merge_adapters(model.network)
     model.network.eval().requires_grad_(False)
-    with torch.no_grad():
-        after = judgement(judges, images, config)
+    # It was that of other weights.
+    vars(model).pop("fingerprint", None)
+    after = judgement(judges, images, config, numbers)
     if accelerator.is_main_process:
         save_model(model, table, folder / "model")
         write_card(
@@ -175,7 +188,7 @@ def finetune(
 
 def facts_of(config: MMDConfig, table: Tableau, fingerprint: str, data: ImageSet) -> dict[str, Any]:
     """What the training depends on besides its own settings."""
-    aside = {"training", "model", "gradient_checkpointing", "judge", "validation_images"}
+    aside = {"training", "model", "gradient_checkpointing"}
     said = config.model_dump(mode="json", exclude=aside)
     return {**said, "table": table.to_dict(), "model": fingerprint, "data": data.identity}
 
@@ -207,6 +220,7 @@ def space_of(
     unit = float(power.mean().sqrt()) or 1.0
     return Space(
         built.name,
+        built.fingerprint,
         lambda images: features_of(built, images) / unit,
         real / unit,
         kernel(config.kernel, real.shape[1]),
@@ -220,16 +234,16 @@ def features_of(built: Extractor, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def judgement(spaces: Mapping[str, Space], images: Images, config: MMDConfig) -> dict[str, float]:
-    """The kernel distance of KID in every space, between all real images and validation samples."""
-    numbers = range(-config.validation_images, 0)
+def judgement(
+    spaces: Mapping[str, Space], images: Images, config: MMDConfig, numbers: range
+) -> dict[str, float]:
+    """The kernel distance of KID in every space, between all real images and some samples."""
     size = min(config.train_batch_size, config.validation_images)
     made = [images(numbers[i : i + size]) for i in range(0, len(numbers), size)]
-    found = {}
-    for name, space in spaces.items():
-        features = torch.cat([space.features(each) for each in made]).double()
-        found[name] = float(mmd2(features, space.real.to(features), polynomial))
-    return found
+    return {
+        name: space.kernel_distance(torch.cat([space.features(each) for each in made]))
+        for name, space in spaces.items()
+    }
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ...training import Task
+from ...training import Task, share
 from ...training.loop import seed_of
 from .discrepancy import Space, discrepancy
 
@@ -70,20 +70,16 @@ def mmd_task(
         return loss.detach(), list(torch.autograd.grad(loss, whole))
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
-        if batch_size % parts or batch_size < 2 * parts:
-            raise ValueError(
-                f"a batch of {batch_size} cannot be divided into {parts} equal parts of at least 2 "
-                "(processes x gradient_accumulation_steps)"
-            )
+        places = share(batch_size, part, parts, least=2)
         if parts == 1 or not gather_features:
-            rows = real_rows(real, batch_size, seed, step)[part::parts]
+            rows = real_rows(real, batch_size, seed, step)[places]
             return discrepancy(spaces, features(step, part, parts), rows)
         if step not in known:
             known.clear()
             known[step] = derived(step, parts)
         value, grads = known[step]
-        share = batch_size // parts
-        mine = slice(part * share, (part + 1) * share)
+        each = batch_size // parts
+        mine = slice(part * each, (part + 1) * each)
         found = features(step, part, parts)
         # The mean over parts is taken of what is returned.
         led = parts * sum((f * g[mine]).sum() for f, g in zip(found, grads, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...samplers import Denoiser, sample
 from ...samplers.denoiser import checkpointed
 from ...samplers.fit import Trajectories
-from ...training import Task, shuffled
+from ...training import Task, share, shuffled
 from .learned import LearnedTable
 from .objective import Objective, distance
 
@@ -59,13 +59,7 @@ def table_task(
         raise ValueError(f"a batch of {batch_size} needs as many pairs, there are {len(pairs.z)}")
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
-        index = shuffled(len(pairs.z), batch_size, seed, step)
-        if batch_size % parts:
-            raise ValueError(
-                f"a batch of {batch_size} cannot be divided into {parts} equal parts (processes x "
-                "gradient_accumulation_steps)"
-            )
-        index = index[part::parts]
+        index = shuffled(len(pairs.z), batch_size, seed, step)[share(batch_size, part, parts)]
         run = module()
         found = pairs.denoiser(index)
         denoiser = checkpointed(found) if gradient_checkpointing else found

@@ -133,7 +133,8 @@ def refine_tables(
     damping, idle = DAMPING, 0
     size = at_once or len(batches)
     found = knobs(tables[0], what, free)
-    for step in range(steps):
+    # A single last row that is not free has no number to change.
+    for step in range(steps if found else 0):
         some = [batches[(step * size + i) % len(batches)] for i in range(size)]
         gram, right = normal_equations(some, tables, found, objective)
         for _ in range(TRIES):

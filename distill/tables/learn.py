@@ -24,6 +24,7 @@ from ...samplers.fit import Trajectories, fit_tables
 from ...schedules import grid
 from ...storage import digest
 from ...training import accelerator_for, train
+from ...training.settings import FREE
 from ..result import save_scheduler, write_card
 from .config import TableConfig
 from .descent import table_task
@@ -40,8 +41,8 @@ PEERS = ("unipc-3", "ipndm-2")
 PLACED: tuple[tuple[str, Literal["zero", "min"]], ...] = (
     *(("uniform", "zero"), ("karras", "zero"), ("leading", "min")),
 )
-# What decides no number of a table.
-ASIDE = {"nfe": True, "batch_size": True, "gradient_checkpointing": True}
+# What decides no number of a table; its model is known by its weights.
+ASIDE: dict[str, Any] = {"nfe": True, "gradient_checkpointing": True, "model": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +88,29 @@ def learn_tables(
     teacher: Teacher | None = None
     for nfe in config.nfe:
         path = folder / f"table-{nfe:03d}.json"
-        key = digest(config.model_dump(mode="json", exclude=ASIDE), nfe, model.fingerprint)
+        key = key_of(config, model, nfe)
         known = stored(path)
         if known is None or known.record["key"] != key:
             if teacher is None:
                 teacher = taught(config, model, folder / "teacher", progress)
-            tables, record = learn(config, model, teacher, nfe, folder, progress)
+            out = folder / f"training-{nfe:03d}-{key}"
+            tables, record = learn(config, model, teacher, nfe, out, progress)
             known = named(tables, nfe, {**record, "key": key, "model": model.fingerprint})
             samplers.save_family({nfe: known.tables}, path)
         found[nfe] = known
         gather(folder, model, config.knots)
     return found
+
+
+def key_of(config: TableConfig, model: NetworkModel, nfe: int) -> str:
+    """What all numbers of a table depend on: settings, weights, noise law, extractor."""
+    aside = {**ASIDE, "training": set(FREE)} if config.training is not None else ASIDE
+    said = config.model_dump(mode="json", exclude=aside)
+    features = None
+    if config.features is not None:
+        features = extractor(config.features.id, **config.features.options).fingerprint
+    law = grid(model.schedule, config.teacher_steps, config.spacing)
+    return digest(said, nfe, model.fingerprint, law.lam, law.label, features)
 
 
 def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None:
@@ -127,7 +140,8 @@ def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None
         f"Sampler tables for {model.name}",
         f"Learned from samples of a solver with many steps, on the network {model.fingerprint}, "
         f"for guidance {reach}. Errors are root mean squares to such samples of noises that were "
-        f'not learned from. Use it by `fewstep.use(pipe, "{FAMILY}")`, with `guidance=` if it is '
+        "not learned from, but decided when to stop. Use it by "
+        f'`fewstep.use(pipe, "{FAMILY}")`, with `guidance=` if it is '
         "for several scales. Without fewstep only the times are of use (`timesteps=` of a "
         "scheduler that takes them).",
         ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
@@ -161,7 +175,7 @@ def learn(
     folder: Path,
     progress: Progress,
 ) -> tuple[Blend, dict[str, Any]]:
-    """The tables of one NFE, and the record of how they were learned."""
+    """The tables of one NFE, and the record of how they were learned; a training is in `folder`."""
     begun = time.process_time()
     count = first_batches(teacher.batches, config.samples)
     objective = objective_of(config, model, teacher)
@@ -195,10 +209,10 @@ def learn(
             seed=config.training.seed,
             ball=config.ball,
             gradient_checkpointing=config.gradient_checkpointing,
-            facts={"model": model.fingerprint, "begun": table.to_dict()},
+            facts={"model": model.fingerprint},
         )
-        out = folder / f"training-{nfe:03d}"
-        train(task, config.training, out, accelerator_for(config.training, out), progress)
+        accelerator = accelerator_for(config.training, folder, model.device)
+        train(task, config.training, folder, accelerator, progress)
         candidates = (tables, [module.table()])
         tables = min(candidates, key=lambda each: objective.loss(held_out, each))
     found = peers(teacher, held_out, nfe)
@@ -208,7 +222,7 @@ def learn(
         "peer": peer,
         "peer_error": found[peer],
         "seconds": time.process_time() - begun,
-        "settings": config.model_dump(mode="json", exclude_defaults=True, exclude=ASIDE),
+        "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"nfe"}),
     }
     return Blend(config.knots, tuple(tables)), record
 

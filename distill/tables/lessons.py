@@ -77,9 +77,8 @@ def kept(
     """One batch of trajectories, from its file if that is there."""
     denoiser, shares = denoiser_of(config, model, rows, scale), lagrange(config.knots, scale)
     seeds = range(config.first_seed + rows.start, config.first_seed + rows.stop)
-    decides = {"solver", "labels"}
-    facts = (config.model_dump(mode="json", include=decides), scale, seeds.start, seeds.stop)
-    key = digest(*facts, model.fingerprint, solver.grid.time, str(model.device))
+    facts = (config.labels, scale, seeds.start, seeds.stop, str(model.device))
+    key = digest(*facts, model.fingerprint, solver.to_dict())
     found = read_arrays(path, key)
     if found is not None:
         z, *states = (torch.from_numpy(each).to(model.device) for each in found["states"])

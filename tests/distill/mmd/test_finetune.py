@@ -9,6 +9,7 @@ from fewstep.eval.models import load_model
 from fewstep.eval.models.networks import placed, unet_model
 from fewstep.samplers import Tableau
 from fewstep.training.journal import read
+from safetensors.torch import load_file
 from torch import nn
 
 NETWORK = {
@@ -107,12 +108,17 @@ def test_adapters_are_trained_and_merged(tmp_path, config):
 
 
 def test_a_judge_decides_which_weights_are_kept(tmp_path, config):
-    tuned = finetune(config(judge={"id": "pixels", "options": {"channels": 1}}), model(), tmp_path)
+    network = model()
+    tuned = finetune(config(judge={"id": "pixels", "options": {"channels": 1}}), network, tmp_path)
     name = next(iter(tuned.after))
     assert name == "judge_kd_pixels"
     key = f"validation_{name}"
-    lines = [entry[key] for entry in read(tmp_path) if key in entry]
-    assert tuned.after[name] == pytest.approx(min(lines), rel=1e-4)
+    lines = {entry["step"]: entry[key] for entry in read(tmp_path) if key in entry}
+    best = min(lines, key=lambda step: lines[step])
+    card = (tuned.folder / "README.md").read_text()
+    assert f"those after {best}." in card
+    for key, value in load_file(tmp_path / "best.safetensors").items():
+        assert torch.equal(network.network.state_dict()[key], value)
 
 
 def test_a_network_has_the_weights_of_another_for_a_while():

@@ -59,7 +59,7 @@ def images_of(network: nn.Module, steps: int, calls: bool = False) -> Any:
 def space(name: Any = "cubic", mean: float = 0.0, std: float = 1.0, count: int = 4000) -> Space:
     generator = torch.Generator().manual_seed(5)
     real = mean + std * even(count, generator)
-    return Space(name, lambda x: x, real, kernel(name, 1))
+    return Space(name, "", lambda x: x, real, kernel(name, 1))
 
 
 def task(
