@@ -86,6 +86,7 @@ def test_phi_scales_the_rows():
         ({"weights": torch.eye(3)}, r"weights has shape \[3, 3\], not \[2, 2\]"),
         ({"weights": torch.eye(2) * torch.tensor([1, torch.inf])}, "weights row . is not finite"),
         ({"beta": [1, 0]}, "beta must be positive, row 1 has 0"),
+        ({"power": [1, -1]}, "power must be positive, row 1 has -1"),
         ({"anchor": (0, 2)}, "row 1 cannot jump from state 2"),
         ({"anchor": (0,)}, "1 anchors"),
         ({"law": "quadratic"}, "law 'quadratic' of row 0"),

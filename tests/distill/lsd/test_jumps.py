@@ -23,6 +23,7 @@ from fewstep.distill.lsd.jumps import (
     best_times,
     earlier,
     hamming,
+    mmd_loss,
     path_loss,
     ratios,
     relaxed,
@@ -126,6 +127,19 @@ def test_the_score_function_has_the_gradient_of_the_discrepancy():
     assert float(torch.cosine_similarity(mean, truth, 0)) > 0.95
     assert ((mean - truth).abs() < 4 * error + 1e-9).all()
     assert float(truth.norm()) > 4 * float(error.norm())
+
+
+def test_its_descent_leads_towards_the_law_of_the_data():
+    module = LearnedJumps("euler", KERNEL, NOISE, nodes(4), ("phi", "beta"))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    real = CHAIN.sample(2000, torch.Generator().manual_seed(0))
+    before = float(kl(module.table()))
+    for step in range(12):
+        optimizer.zero_grad()
+        seeds = range(300 * step, 300 * (step + 1))
+        mmd_loss(module(), SCORE, 4, seeds, real[:1000], hamming()).backward()
+        optimizer.step()
+    assert float(kl(module.table())) < 0.6 * before
 
 
 def test_a_score_objective_finds_the_attenuated_regression():

@@ -60,6 +60,16 @@ def test_parts_with_gathered_features_are_one_batch(parts):
     assert abs(alone[0] - value) > 1e-4
 
 
+def test_every_step_has_a_gradient_of_its_own(tmp_path):
+    found = []
+    for accumulated in (1, 4):
+        network, folder = Affine(), tmp_path / str(accumulated)
+        chosen = settings(gradient_accumulation_steps=accumulated)
+        train(task(network), chosen, folder, accelerator_for(chosen, folder))
+        found.append([float(each.detach()) for each in network.parameters()])
+    assert found[1] == pytest.approx(found[0], abs=1e-9)
+
+
 def test_parts_are_made_again_with_the_same_dropout():
     network = Affine(dropout=0.5)
     with torch.no_grad():

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from fewstep import samplers
 from fewstep.distill.tables.config import TableConfig
-from fewstep.distill.tables.learn import FAMILY, learn_tables, objective_of
-from fewstep.distill.tables.lessons import divided, first_batches, taught
+from fewstep.distill.tables.learn import FAMILY, key_of, learn_tables, objective_of
+from fewstep.distill.tables.lessons import divided, first_batches, pairs, taught
 from fewstep.distill.tables.objective import distance
 from fewstep.eval.models import Draw
 from fewstep.eval.models.networks import edm_model, placed, unet_model
 from fewstep.eval.settings import SolverConfig, table_within
-from fewstep.schedules import EDM, grid
+from fewstep.schedules import EDM, VPDiscrete, betas, grid
 from pydantic import ValidationError
 
 from ...eval.models import tiny
@@ -251,3 +253,56 @@ def test_features_of_latents_are_those_of_images(tmp_path):
     objective = objective_of(settings, model, teacher)
     x = teacher.batches[0].states[-1]
     assert objective.features(x).shape[1] == model.decode(x)[0].numel()
+
+
+CHANGES = [
+    {"solver": "dpmpp-2m"}, {"teacher_steps": 21}, {"spacing": "karras"}, {"samples": 25},
+    {"held_out": 9}, {"search": 9}, {"first_seed": 5}, {"labels": 1}, {"guidance": 2.0},
+    {"base": "ddim"}, {"fitted": False}, {"moves": 3}, {"steps": 3}, {"sketch": 11},
+    {"what": ["weights"]}, {"free": "all"}, {"loss": "l2"}, {"eps": 0.1}, {"features": "pixels"},
+    {"feature_weight": 0.3}, {"ball": 0.1}, {"batch_size": 11}, {"degree": 1},
+    {"train_batch_size": 8}, {"learning_rate": 1e-2}, {"max_train_steps": 9},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_all_that_decides_a_table_decides_its_key(change):
+    model = curved()
+    training = {"max_train_steps": 5, "train_batch_size": 4}
+    if "guidance" in change:
+        training = {"train_batch_size": 4}
+    plain = config(**training)
+    assert key_of(config(**training), model, 3) == key_of(plain, model, 3)
+    assert key_of(config(**{**training, **change}), model, 3) != key_of(plain, model, 3)
+
+
+def test_weights_and_law_decide_the_key_and_how_it_is_kept_does_not():
+    model, plain = curved(), config(max_train_steps=5, train_batch_size=4)
+    key = key_of(plain, model, 3)
+    assert key != key_of(plain, model, 4)
+    with torch.no_grad():
+        other = curved()
+        other.network.means += 0.1
+    assert key != key_of(plain, other, 3)
+    law = replace(curved(), schedule=VPDiscrete(betas("scaled_linear")))
+    assert key != key_of(plain, law, 3)
+    kept = config(max_train_steps=5, train_batch_size=4, checkpointing_steps=7, nfe=[3, 9])
+    assert key == key_of(kept, model, 3)
+
+
+def test_pairs_have_the_labels_of_their_samples(tmp_path):
+    settings, model = config(), curved()
+    batches = taught(settings, model, tmp_path).batches
+    found = pairs(settings, model, batches)
+    node = grid(model.schedule, 3, "uniform").nodes[0]
+    whole = torch.cat([batch.denoiser(batch.z, node) for batch in batches])
+    index = torch.tensor([13, 2, 30])
+    torch.testing.assert_close(found.denoiser(index)(found.z[index], node), whole[index])
+    ends = torch.cat([batch.states[-1] for batch in batches])
+    assert torch.equal(found.ends[index], ends[index])
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm-2"])
+def test_a_teacher_with_stages_is_refused(tmp_path, solver):
+    with pytest.raises(ValueError, match="has stages"):
+        learn_tables(config(solver=solver), curved(), tmp_path)
