@@ -36,10 +36,10 @@ class JumpTable:
         h_v = ( sum_k weights[n,k] q_k s_k(v)  -  sum_k spread[n,k] q_k mean_v s_k )_+
 
     are the hazards, with s_k the score at the k-th state, raised to power[k] (1 unless given), and
-    q_k = prior(its token) (see `kernel`);
-    there is none towards the token that is there. Of the total H = sum_v h_v `law[n]` makes the
-    probability of a jump, min(H, 1) ("linear"), 1 - e^-H ("exponential") or H e^-H ("single": two
-    jumps are none), and a jump goes to v with a probability proportional to h_v^beta[n].
+    q_k = prior(its token) (see `kernel`); there is none towards the token that is there. Of the
+    total H = sum_v h_v `law[n]` makes the probability of a jump, min(H, 1) ("linear"), 1 - e^-H
+    ("exponential") or H e^-H ("single": two jumps are none), and a jump goes to v with a
+    probability proportional to h_v^beta[n].
 
     `time` is float64 [N + 1], descending; N is the number of network evaluations. If it ends at 0,
     its last node is clean data, whatever total noise the law of `noise` has left there, and a mask

@@ -57,12 +57,15 @@ def load_family(path: str | Path, guidance: float | None = None) -> dict[int, Ta
     """
     found = {}
     for nfe, each in load_blends(path).items():
-        if len(each.tables) > 1 and guidance is None:
+        if len(each.tables) == 1:
+            found[nfe] = each.tables[0]
+        elif guidance is not None:
+            found[nfe] = each.at(guidance)
+        else:
             low, high = each.scales[0], each.scales[-1]
             raise ValueError(
                 f"{path} has tables for guidance {low:g} to {high:g}: say which scale (guidance=..)"
             )
-        found[nfe] = each.tables[0] if len(each.tables) == 1 else each.at(float(guidance or 0))
     return found
 
 

@@ -98,7 +98,7 @@ def spectrum(n: int, states: int) -> TokenKernel:
             / (grams.shape[1])
         )
 
-    return lambda x, y: counts(x) @ counts(y).T * states
+    return lambda x, y: counts(x) @ counts(y).T
 
 
 def score_weights(x: Tensor, y: Tensor, kernel: TokenKernel) -> Tensor:

@@ -28,7 +28,8 @@ class Objective:
     - "log", log(mean_k r^2 + eps^2) of each sample: the PSNR of Shaul et al. 2024, "Bespoke
       Non-Stationary Solvers", with errors below `eps` counting for no more.
 
-    `features` are joined to the pixels with `weight` times their power.
+    `features` are joined to the pixels, `weight` times as strong in the root mean square if both
+    deviate alike.
     """
 
     kind: Kind = "l1"

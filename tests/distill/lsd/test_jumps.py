@@ -100,7 +100,7 @@ def test_kernels_of_sequences():
     truth = [math.exp(-2) + math.exp(-2 / 4), 2.0]
     assert found[0].tolist() == pytest.approx(truth)
     # Of x: 01, 12, 20; of y: 01, 11, 11 and those of x.
-    assert spectrum(2, 3)(x, y)[0].tolist() == pytest.approx([3 / 9, 3 * 3 / 9])
+    assert spectrum(2, 3)(x, y)[0].tolist() == pytest.approx([1 / 9, 3 / 9])
 
 
 @pytest.mark.slow
