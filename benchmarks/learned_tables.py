@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 from fewstep import Tableau, build, grid, load_family, samplers, schedules
+from fewstep.eval.evaluate import outputs_of
 from fewstep.eval.extractors import extractor
 from fewstep.eval.images import quantise
 from fewstep.eval.metrics import frechet_distance, moments
-from fewstep.eval.models import Draw, label_rule, load_model, pick_device
-from fewstep.eval.sources import open_images
+from fewstep.eval.models import Draw, in_batches, label_rule, load_model, pick_device
+from fewstep.eval.sources import in_memory, open_images
 from fewstep.eval.statistics import collect_statistics
 from fewstep.storage import environment, write_atomically
 from torch import Tensor
@@ -66,11 +67,8 @@ class Bench:
 
     def samples(self, table: Tableau, images: int | None = None) -> Tensor:
         """The samples of a table on the first seeds, or all."""
-        draw = Draw(self.seeds, self.labels)
-        total = len(self.seeds) if images is None else images
-        rows = range(0, total, self.batch_size)
-        parts = [draw.part(slice(i, min(i + self.batch_size, total))) for i in rows]
-        return torch.cat([self.model.images(table, part).cpu() for part in parts])
+        draw = Draw(self.seeds, self.labels).part(slice(images))
+        return in_batches(self.model, table, draw, self.batch_size)
 
     def rmse(self, samples: Tensor) -> float:
         """The distance to the reference."""
@@ -79,8 +77,8 @@ class Bench:
 
     def frechet(self, samples: Tensor) -> float:
         """The Frechet distance to the data."""
-        found = [self.features(quantise(part)).features for part in samples.split(500)]
-        return frechet_distance(moments(torch.cat(found)), self.real)
+        made = in_memory("samples", quantise(samples))
+        return frechet_distance(moments(outputs_of(made, self.features).features), self.real)
 
     def best(self, nfe: int) -> dict[str, Tensor]:
         """The samples of the hand-made solvers that are nearest to the reference, or the data."""

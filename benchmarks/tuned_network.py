@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from fewstep import Tableau, grid, samplers
 from fewstep.eval.card import speckled
+from fewstep.eval.evaluate import outputs_of
 from fewstep.eval.extractors import extractor
 from fewstep.eval.images import dequantise, quantise, save_grid
-from fewstep.eval.metrics import frechet_distance, moments
-from fewstep.eval.metrics.kernel import polynomial
+from fewstep.eval.metrics import KernelDistance, frechet_distance, moments
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model, pick_device
-from fewstep.eval.sources import open_images
+from fewstep.eval.sources import in_memory, open_images
 from fewstep.eval.statistics import collect_statistics
 from fewstep.storage import environment, write_atomically
 from learned_tables import hand_made
@@ -53,20 +53,17 @@ class Judge:
 
     def features_of(self, pixels: Tensor) -> Tensor:
         """The judge's features."""
-        return torch.cat(
-            [self.features(part.to(self.device)).features for part in pixels.split(500)]
-        )
+        return outputs_of(in_memory("samples", pixels), self.features).features
 
     def kernel_distance(self, pixels: Tensor) -> float:
         """Unbiased, whatever the number of images."""
-        found, real = self.features_of(pixels).cpu().double(), self.real.members.double()
-        within = [k.sum() - k.diagonal().sum() for k in (polynomial(found, found),)]
-        x = float(within[0]) / (len(found) * (len(found) - 1))
-        return x - 2 * float(polynomial(found, real).mean())
+        distance = KernelDistance(self.real.members)
+        distance.update(self.features_of(pixels))
+        return float(distance.compute())
 
     def frechet(self, pixels: Tensor) -> float:
         """The Frechet distance to the data."""
-        return frechet_distance(moments(self.features_of(pixels).cpu()), self.real.features)
+        return frechet_distance(moments(self.features_of(pixels)), self.real.features)
 
     def nearest(self, x: Tensor, skip: bool = False) -> Tensor:
         """The distance of each image from the nearest real one (or the nearest other one)."""

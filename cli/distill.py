@@ -148,11 +148,10 @@ def mmd(
 
     values = configs.read(configs.find("distill", run))
     if model is not None or data is not None:
-        said = ModelConfig.model_validate(values["model"])
-        # What a run says of a judge is about its own images.
+        # Another model has images of its own, and other images a judge of theirs.
         values.pop("judge", None)
-        changes = {"id": model or said.id, "data": data or (said.data if model is None else None)}
-        values["model"] = {k: v for k, v in changes.items() if v is not None}
+        said = configs.checked(ModelConfig, model or values.get("model"), run)
+        values["model"] = said.model_copy(update={} if data is None else {"data": data})
     given = {"nfe": nfe, "solver": solver, "lora": lora}
     config = configs.checked(MMDConfig, overridden(values, given, context.args, change), "settings")
     target = folder or Path("runs") / Path(run).stem

@@ -47,8 +47,8 @@ def read(path: Path) -> dict[str, Any]:
     return value
 
 
-def checked(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    """`model(**values)`, with pydantic's findings as one readable ValueError."""
+def checked(model: type[Model], values: Any, where: str) -> Model:
+    """`values` as a model, with pydantic's findings as one readable ValueError."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.streams import uniform
-from .kernel import draw, prior
+from .kernel import closed, draw, prior
 from .table import JumpTable, Node
 
 # (tokens x [B, L], node) -> log s [B, L, states]; the entry of the token that is there is ignored.
@@ -138,9 +138,7 @@ def hazards(
             excess = torch.expm1(log_s)
             push = push + spread * (excess - excess.mean(-1, keepdim=True))
         total = total + law[states[k]][..., None].to(wide) * push.masked_fill(here, 0.0)
-    # Nothing jumps away from tokens that noise never makes.
-    closed = (law[anchor] == 0)[..., None] | (anchor[..., None] == tokens)
-    return total.masked_fill(closed, 0.0).clamp(min=0)
+    return total.masked_fill(closed(table.kernel, anchor), 0.0).clamp(min=0)
 
 
 def split(law: str, hazard: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,16 @@ def matrix(kernel: Kernel, total: Time) -> Tensor:
     ) * kernel.law().expand(size)
 
 
+def closed(kernel: Kernel, x: Tensor) -> Tensor:
+    """Where tokens x [..] cannot jump to, bool [.., states]: themselves, or anywhere for good ones.
+
+    Backwards nothing leaves a token that noise never makes.
+    """
+    tokens = torch.arange(kernel.states, device=x.device)
+    stays = kernel.law().to(x.device)[x] == 0
+    return stays[..., None] | (x[..., None] == tokens)
+
+
 def draw(law: Tensor, u: Tensor) -> Tensor:
     """Tokens int64 [...] from laws [..., V] by uniform numbers u [...] in [0, 1).
 

@@ -84,7 +84,8 @@ def fit(
     """
     course = teach(build(base, refined(grid, substeps)), denoiser, x / float(grid.sigma[0]))
     batch = replace(course, states=course.states[substeps - 1 :: substeps])
-    return fit_rows([batch], grid, base=base, ridge=ridge, free=free)
+    (table,) = fit_rows([batch], grid, base=base, ridge=ridge, free=free).tables
+    return table
 
 
 @torch.no_grad()
@@ -118,19 +119,6 @@ def refined(grid: Grid, substeps: int) -> Grid:
     return Grid.from_times(grid.require_schedule(), whole)
 
 
-def fit_rows(
-    batches: Sequence[Trajectories],
-    grid: Grid,
-    *,
-    base: str = TEACHER,
-    ridge: float = 1e-6,
-    free: Free = "inner",
-) -> Tableau:
-    """The rows of `fit` from any number of batches of trajectories."""
-    (table,) = fit_tables(batches, grid, base=base, ridge=ridge, free=free).tables
-    return table
-
-
 class Fitted(NamedTuple):
     """Tables, and the last state of each batch, where fitting has led it."""
 
@@ -138,7 +126,7 @@ class Fitted(NamedTuple):
     ends: list[Tensor]
 
 
-def fit_tables(
+def fit_rows(
     batches: Sequence[Trajectories],
     grid: Grid,
     *,
@@ -146,8 +134,8 @@ def fit_tables(
     ridge: float = 1e-6,
     free: Free = "inner",
 ) -> Fitted:
-    """As `fit_rows`, a table for each of the batches' shares: one least-squares problem."""
-    start = build(base, grid).in_basis("x0")
+    """The rows of `fit` from any number of batches: a table for each of their shares, at once."""
+    start = plain(base, grid)
     n, many = grid.nfe, len(batches[0].shares)
     carry, weights = np.zeros((many, n)), np.zeros((many, n, n))
     shares = [torch.tensor(batch.shares, dtype=torch.float64) for batch in batches]
@@ -177,6 +165,14 @@ def fit_tables(
         for c, w in zip(carry, weights, strict=True)
     ]
     return Fitted(tables, [known[0] for known in features])
+
+
+def plain(base: str, grid: Grid) -> Tableau:
+    """A solver on exactly these nodes, in x0; ValueError for one with stages, or that draws."""
+    table = build(base, grid).in_basis("x0")
+    if table.grid.nfe != grid.nfe or table.stochastic:
+        raise ValueError(f"{base} takes other nodes than these, or draws noise: no base to add to")
+    return table
 
 
 def is_free(row: int, rows: int, free: Free) -> bool:

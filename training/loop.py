@@ -31,7 +31,7 @@ from .checkpoint import (
     restore_optimizer,
     save_tensors,
 )
-from .journal import Journal
+from .journal import Journal, finite
 from .rates import rate
 from .settings import FREE, TrainingSettings
 from .task import Task
@@ -235,7 +235,8 @@ class Run:
             tensors[EMA] = self.average.state_dict()
         scaler = self.accelerator.scaler
         state = None if scaler is None else scaler.state_dict()
-        point = Checkpoint(self.done, tensors, self.facts, self.best, state, self.pending)
+        pending = None if self.pending is None else {k: finite(v) for k, v in self.pending.items()}
+        point = Checkpoint(self.done, tensors, self.facts, self.best, state, pending)
         point.save(self.folder, self.settings.checkpoints_total_limit)
 
     def resume(self) -> None:

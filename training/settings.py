@@ -67,7 +67,6 @@ class TrainingSettings(BaseModel):
 
 # What may change when a training goes on: it decides how it is kept, and not what comes out.
 FREE = (
-    "validation_steps",
     "checkpointing_steps",
     "checkpoints_total_limit",
     "resume_from_checkpoint",

@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from ..training import Task, TrainingSettings, accelerator_for, train
+from ..training import Task, TrainingSettings, accelerator_for, share, train
 from . import data as datasets
 
 
@@ -157,11 +157,6 @@ def train_denoiser(
         checkpointing_steps=config.checkpoint_every,
     )
     accelerator = accelerator_for(settings, out)
-    if config.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not divide by {accelerator.num_processes} "
-            "processes"
-        )
     images, labels = getattr(datasets, config.data)()
     torch.manual_seed(config.seed)
     network = UNet2DModel(**config.network)
@@ -171,7 +166,8 @@ def train_denoiser(
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
         batch = draw_batch(config, step, images, labels, scheduler)
-        x0, y, t, eps = (item[part::parts].to(accelerator.device) for item in batch)
+        own = share(config.batch_size, part, parts)
+        x0, y, t, eps = (item[own].to(accelerator.device) for item in batch)
         return denoising_loss(module, scheduler, x0, y, t, eps, config.loss_cap)
 
     # What else the settings decide is known by their names.

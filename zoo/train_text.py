@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..training import Task, TrainingSettings, accelerator_for, train
+from ..training import Task, TrainingSettings, accelerator_for, share, train
 from .text import TextConfig, TextNetwork, bound, held_out_bits, masked, read_text, windows
 
 
@@ -45,7 +45,8 @@ def train_text(
         starts = torch.randint(last + 1, (config.batch_size,), generator=generator)
         x0 = windows(text.train, config.length, starts)
         batch = (x0, *masked(x0, generator))
-        return bound(module, *(each[part::parts].to(accelerator.device) for each in batch))
+        own = share(config.batch_size, part, parts)
+        return bound(module, *(each[own].to(accelerator.device) for each in batch))
 
     facts = {**config.model_dump(mode="json"), "sha256": text.sha256}
     train(Task(network, part_loss, facts=facts), settings, out, accelerator, progress)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...discrete import JumpTable, Kernel, LogScore, Noise, build, log_probability, record, start
 from ...discrete.executor import transition
+from ...discrete.kernel import closed
 
 What = Literal["phi", "beta", "power", "times"]
 WHAT: tuple[What, ...] = get_args(What)
@@ -79,8 +80,8 @@ def hamming(reach: Sequence[float] = REACH) -> TokenKernel:
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         size, length = int(max(x.max(), y.max())) + 1, x.shape[1]
-        hot = (torch.nn.functional.one_hot(each, size).double().flatten(1) for each in (x, y))
-        differ = length - next(hot) @ next(hot).T
+        a, b = (torch.nn.functional.one_hot(each, size).double().flatten(1) for each in (x, y))
+        differ = length - a @ b.T
         return torch.stack([torch.exp(-differ / (r * length)) for r in reach]).sum(0)
 
     return kernel
@@ -93,10 +94,8 @@ def spectrum(n: int, states: int) -> TokenKernel:
         # Not by @, which CUDA has not for integers.
         grams = (x.unfold(1, n, 1) * states ** torch.arange(n, device=x.device)).sum(-1)
         found = torch.zeros(len(x), states**n, dtype=torch.float64, device=x.device)
-        return (
-            found.scatter_add_(1, grams, torch.ones_like(grams, dtype=torch.float64))
-            / (grams.shape[1])
-        )
+        found.scatter_add_(1, grams, torch.ones_like(grams, dtype=torch.float64))
+        return found / grams.shape[1]
 
     return lambda x, y: counts(x) @ counts(y).T
 
@@ -173,13 +172,6 @@ def score_loss(
         )
         total = total + (other - factors[n] * one).square().mean()
     return total
-
-
-def closed(kernel: Kernel, x: Tensor) -> Tensor:
-    """Where a score [B, L, states] stands for no jump: tokens as they are, and those that stay."""
-    tokens = torch.arange(kernel.states, device=x.device)
-    stays = kernel.law().to(x.device)[x] == 0
-    return stays[..., None] | (x[..., None] == tokens)
 
 
 def relaxed(x: Tensor, share: float, states: int, seed: int) -> Tensor:

@@ -142,13 +142,8 @@ def learn_jumps(
         module = LearnedJumps(config.base, model.kernel, model.noise, times, config.learns)
         task = jumps_task(module, config, model, fine, states)
         out = folder / f"training-{nfe:03d}"
-        train(
-            task,
-            config.training,
-            out,
-            accelerator_for(config.training, out, model.device),
-            progress,
-        )
+        accelerator = accelerator_for(config.training, out, model.device)
+        train(task, config.training, out, accelerator, progress)
         marks = {"objective": config.objective, "model": model.identity}
         table = module.table().renamed(f"lsd-{nfe}", learned=marks)
         table.save(folder / f"jumps-{nfe:03d}.json")

@@ -53,7 +53,7 @@ class ChainConfig(BaseModel):
 
 
 class Judgement(NamedTuple):
-    """Numbers of samples by name, of which less is better, and what is wrong with them."""
+    """Numbers of samples by name, and what is wrong with the samples, in words."""
 
     numbers: dict[str, float]
     flags: tuple[str, ...] = ()
@@ -100,9 +100,7 @@ class TokenModel:
 def token_model(config: str | ChainConfig, device: torch.device | str = "cpu") -> TokenModel:
     """The bundled text model ("text"), that of a folder of `fewstep train text`, or a chain.
 
-    A chain is on the CPU in any case.
-
-    Raises ValueError for a chain whose law is too large to enumerate.
+    A chain is on the CPU in any case. Raises ValueError where its law is too large to enumerate.
     """
     if isinstance(config, ChainConfig):
         return chain_model(config)

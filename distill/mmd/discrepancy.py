@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +13,6 @@ from ...eval.metrics.kernel import Kernel, gaussian, polynomial
 
 KernelName = Literal["cubic", "rbf", "linear"]
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
-ROWS = 1024
 
 
 def kernel(name: KernelName, dim: int) -> Kernel:
@@ -47,24 +45,19 @@ def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a discrepancy needs 2 samples a side, got {len(x)} and {len(y)}")
-    return within(x, kernel) + within(y, kernel) - 2 * kernel(x, y).mean()
-
-
-def within(x: Tensor, kernel: Kernel) -> Tensor:
-    """The mean of k(x_i, x_j) over pairs i != j of x [N, D], some rows at a time."""
-    total = x.new_zeros(())
-    for first in range(0, len(x), ROWS):
-        matrix = kernel(x[first : first + ROWS], x)
-        total = total + matrix.sum() - matrix.diagonal(first).sum()
-    return total / (len(x) * (len(x) - 1))
+    within = [
+        (matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1))
+        for matrix in (kernel(x, x), kernel(y, y))
+    ]
+    return within[0] + within[1] - 2 * kernel(x, y).mean()
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
     """A feature space: images [B, C, H, W] about [-1, 1] -> [B, D], and those of real images.
 
-    `identity` is that of what makes the features; `real` [M, D] is in their units; `weight` is that
-    of the discrepancy.
+    `identity` is that of what makes the features, `real` is [M, D], and both are divided by `unit`
+    for the kernel; `weight` is that of the discrepancy.
     """
 
     name: str
@@ -72,24 +65,14 @@ class Space:
     features: Callable[[Tensor], Tensor]
     real: Tensor
     kernel: Kernel
+    unit: float = 1.0
     weight: float = 1.0
-
-    @cached_property
-    def spread(self) -> Tensor:
-        """The mean of KID's kernel over pairs of real images."""
-        return within(self.real.double(), polynomial)
-
-    def kernel_distance(self, found: Tensor) -> float:
-        """The kernel distance of KID of features [B, D] from those of all real images."""
-        x, real = found.double(), self.real.to(found.device).double()
-        across = torch.stack([polynomial(x, part).sum() for part in real.split(ROWS)]).sum()
-        apart = across / (len(x) * len(real))
-        return float(within(x, polynomial) + self.spread.to(x.device) - 2 * apart)
 
     def distance(self, found: Tensor, rows: Tensor) -> Tensor:
         """The weighted discrepancy of features [B, D] from those of the real images `rows`."""
         real = self.real[rows.to(self.real.device)].to(found.device)
-        return self.weight * mmd2(found.double(), real.double(), self.kernel)
+        x, y = (each.double() / self.unit for each in (found, real))
+        return self.weight * mmd2(x, y, self.kernel)
 
 
 def discrepancy(spaces: Sequence[Space], found: Sequence[Tensor], rows: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from ... import samplers
 from ...eval.evaluate import outputs_of
-from ...eval.extractors import Extractor, extractor, unrounded
+from ...eval.extractors import extractor, unrounded
 from ...eval.images import quantise, save_grid
+from ...eval.metrics import KernelDistance
 from ...eval.models import Draw, NetworkModel, label_rule
 from ...eval.models.networks import dtype_of
 from ...eval.progress import Progress, silent
@@ -52,7 +52,7 @@ class MMDConfig(BaseModel):
     The network of `model` is trained for `solver` at exactly `nfe` evaluations on `spacing`, so
     that batches of `train_batch_size` samples (over all processes) are like as many images of
     `model.data`, in all `spaces`. Features alone leave what they do not see to grow, such as a
-    speckled background: hence pixels with a small weight. `judge` is an extractor that is not
+    speckled background: hence pixels among them. `judge` is an extractor that is not
     trained on; its kernel distance on `validation_images` others decides which weights are kept.
 
     `lora` is the rank of adapters that are trained instead of all weights, and merged in the end;
@@ -154,10 +154,7 @@ def finetune(
         batch_size=config.train_batch_size,
         seed=config.training.seed,
         gather_features=config.gather_features,
-        facts={
-            **facts_of(config, table, fingerprint, data),
-            "extractors": {name: space.identity for name, space in judges.items()},
-        },
+        facts=facts_of(config, table, fingerprint, data, judges),
         validate=validate,
         preview=preview,
     )
@@ -186,11 +183,22 @@ def finetune(
     return Tuned(table, before, after, folder / "model")
 
 
-def facts_of(config: MMDConfig, table: Tableau, fingerprint: str, data: ImageSet) -> dict[str, Any]:
+def facts_of(
+    config: MMDConfig,
+    table: Tableau,
+    fingerprint: str,
+    data: ImageSet,
+    judges: Mapping[str, Space],
+) -> dict[str, Any]:
     """What the training depends on besides its own settings."""
     aside = {"training", "model", "gradient_checkpointing"}
-    said = config.model_dump(mode="json", exclude=aside)
-    return {**said, "table": table.to_dict(), "model": fingerprint, "data": data.identity}
+    return {
+        **config.model_dump(mode="json", exclude=aside),
+        "table": table.to_dict(),
+        "model": fingerprint,
+        "data": data.identity,
+        "extractors": {name: space.identity for name, space in judges.items()},
+    }
 
 
 def images_of(config: MMDConfig, model: NetworkModel, table: Tableau) -> Images:
@@ -199,12 +207,8 @@ def images_of(config: MMDConfig, model: NetworkModel, table: Tableau) -> Images:
     def images(numbers: Sequence[int]) -> Tensor:
         seeds = [config.first_seed + number for number in numbers]
         labels = label_rule(config.labels, model.classes, model.shape, seeds, "cpu")
-        denoiser = model.denoiser_of(Draw(seeds, labels, config.guidance))
-        if config.gradient_checkpointing:
-            denoiser = checkpointed(denoiser)
-        start = samplers.noise(table.grid, model.shape, seeds, device=model.device)
-        x = samplers.sample(denoiser, table, start, seeds=seeds)
-        return x if model.decode is None else model.decode(x)
+        draw = Draw(seeds, labels, config.guidance)
+        return model.sampled(table, draw, checkpointed if config.gradient_checkpointing else None)
 
     return images
 
@@ -212,38 +216,36 @@ def images_of(config: MMDConfig, model: NetworkModel, table: Tableau) -> Images:
 def space_of(
     config: SpaceConfig, data: ImageSet, device: torch.device, progress: Progress = silent
 ) -> Space:
-    """A feature space with the features of all real images, in units of their power."""
+    """A feature space with the features of all real images, in a unit of their power."""
     built = extractor(config.features.id, device, **config.features.options)
     real = outputs_of(data, built, progress=progress).features
     # A radial kernel sees differences only.
     power = real.var(0) if config.kernel == "rbf" else real.square().mean(0)
-    unit = float(power.mean().sqrt()) or 1.0
     return Space(
         built.name,
         built.fingerprint,
-        lambda images: features_of(built, images) / unit,
-        real / unit,
+        lambda images: unrounded(built, clamped(images)),
+        real,
         kernel(config.kernel, real.shape[1]),
+        float(power.mean().sqrt()) or 1.0,
         config.weight,
     )
-
-
-def features_of(built: Extractor, images: Tensor) -> Tensor:
-    """Features with gradients, also where images leave their range."""
-    return unrounded(built, clamped(images))
 
 
 @torch.no_grad()
 def judgement(
     spaces: Mapping[str, Space], images: Images, config: MMDConfig, numbers: range
 ) -> dict[str, float]:
-    """The kernel distance of KID in every space, between all real images and some samples."""
+    """The kernel distance (that of KID) in every space, between real images and some samples."""
     size = min(config.train_batch_size, config.validation_images)
     made = [images(numbers[i : i + size]) for i in range(0, len(numbers), size)]
-    return {
-        name: space.kernel_distance(torch.cat([space.features(each) for each in made]))
-        for name, space in spaces.items()
-    }
+    found = {}
+    for name, space in spaces.items():
+        distance = KernelDistance(space.real).to(made[0].device)
+        for each in made:
+            distance.update(space.features(each))
+        found[name] = float(distance.compute())
+    return found
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -56,11 +57,9 @@ def mmd_task(
         own = range(accelerator.process_index, parts, accelerator.num_processes)
         found = []
         for part in own:
-            with torch.no_grad(), torch.random.fork_rng(devices=devices(accelerator)):
+            with torch.no_grad(), kept_streams(accelerator.device):
                 torch.manual_seed(seed_of(seed, step, part))
                 found.append(features(step, part, parts))
-        # Weights that were cast without a graph would be taken again with one.
-        torch.clear_autocast_cache()
         # By part: those of a process lie num_processes apart.
         whole = []
         for each in zip(*found, strict=True):
@@ -94,6 +93,8 @@ def real_rows(total: int, size: int, seed: int, step: int) -> Tensor:
     return torch.randperm(total, generator=generator)[:size]
 
 
-def devices(accelerator: Accelerator) -> list[torch.device]:
-    """Those whose random generators `torch.manual_seed` sets besides the CPU's."""
-    return [] if accelerator.device.type == "cpu" else [accelerator.device]
+def kept_streams(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the random streams of the CPU and of a device as they were."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)

@@ -14,7 +14,7 @@ from ...samplers.denoiser import checkpointed
 from ...samplers.fit import Trajectories
 from ...training import Task, share, shuffled
 from .learned import LearnedTable
-from .objective import Objective, distance
+from .objective import SQUARES, Objective, ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +64,20 @@ def table_task(
         found = pairs.denoiser(index)
         denoiser = checkpointed(found) if gradient_checkpointing else found
         device = run.start.device
-        z, ends = (each[index.to(each.device)].to(device) for each in (pairs.z, pairs.ends))
+        z, targets = (each[index.to(each.device)].to(device) for each in (pairs.z, pairs.ends))
 
         def costs(z: Tensor) -> Tensor:
             x = sample(denoiser, run.table, z * run.start.to(z), time_map=run.time_map)
-            return objective.cost(objective.outputs(x) - objective.outputs(ends)).mean(1)
+            return objective.costs(x, targets)
 
         return costs(relaxed(z, costs, ball)).mean()
 
     def validate(module: nn.Module) -> dict[str, float]:
-        table = LearnedTable.table(module)  # type: ignore[arg-type]
+        assert isinstance(module, LearnedTable)
+        found = ends(held_out, module.table())
         return {
-            "held_out_loss": objective.loss(held_out, table),
-            "held_out_rmse": distance(held_out, table),
+            "held_out_loss": objective.loss_of(held_out, found),
+            "held_out_rmse": SQUARES.loss_of(held_out, found) ** 0.5,
         }
 
     return Task(module, loss, validate, facts=facts or {})

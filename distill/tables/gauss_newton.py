@@ -74,7 +74,7 @@ def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
 
 def refine(
     batches: Sequence[Trajectories],
-    table: Tableau,
+    tables: Sequence[Tableau],
     *,
     what: Sequence[What] = ("weights", "times"),
     steps: int = 6,
@@ -83,47 +83,20 @@ def refine(
     held_out: Sequence[Trajectories] = (),
     at_once: int | None = None,
     progress: Progress = silent,
-) -> Tableau:
-    """The table whose samples end nearest to a teacher's, by an objective; no gradients.
+) -> list[Tableau]:
+    """The tables whose samples end nearest to a teacher's, by an objective; no gradients.
 
-    Levenberg-Marquardt: the derivative of the last state with respect to every number of the table
-    is a difference of two runs from the step on where they part, so that the numbers of row n cost
-    N - 1 - n evaluations each and those of the last row none. A sample gives as many equations as
-    it has pixels: a few hundred samples determine dozens of numbers, where a descent by gradients
-    takes thousands of runs. A step is derived from `at_once` of the batches in turn (None: all),
-    and has to lower the loss of all. What is best on `held_out` (or else on `batches`) is returned.
-    `free` as in `fit`.
+    As many as the batches have shares, which mix them; usually one. Levenberg-Marquardt: the
+    derivative of the last state with respect to every number of a table is a difference of two runs
+    from the step on where they part, so that the numbers of row n cost N - 1 - n evaluations each
+    and those of the last row none. A sample gives as many equations as it has pixels: a few hundred
+    samples determine dozens of numbers, where a descent by gradients takes thousands of runs. A
+    step is derived from `at_once` of the batches in turn (None: all), and has to lower the loss of
+    all. What is best on `held_out` (or else on `batches`) is returned. `free` as in `fit`.
 
     Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
     knows no schedule.
     """
-    (found,) = refine_tables(
-        batches,
-        [table],
-        what=what,
-        steps=steps,
-        free=free,
-        objective=objective,
-        held_out=held_out,
-        at_once=at_once,
-        progress=progress,
-    )
-    return found
-
-
-def refine_tables(
-    batches: Sequence[Trajectories],
-    tables: Sequence[Tableau],
-    *,
-    what: Sequence[What],
-    steps: int,
-    free: Free,
-    objective: Objective,
-    held_out: Sequence[Trajectories],
-    at_once: int | None,
-    progress: Progress = silent,
-) -> list[Tableau]:
-    """As `refine`, several tables at once, which the batches mix with their shares."""
     for table in tables:
         if table.basis != "x0" or table.stochastic:
             raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")

@@ -20,7 +20,7 @@ from ...eval.progress import Progress, silent
 from ...samplers import Tableau
 from ...samplers.blend import Blend
 from ...samplers.family import load_blends
-from ...samplers.fit import Trajectories, fit_tables
+from ...samplers.fit import Trajectories, fit_rows, plain
 from ...schedules import grid
 from ...storage import digest
 from ...training import accelerator_for, train
@@ -28,7 +28,7 @@ from ...training.settings import FREE
 from ..result import save_scheduler, write_card
 from .config import TableConfig
 from .descent import table_task
-from .gauss_newton import refine_tables
+from .gauss_newton import refine
 from .learned import LearnedTable
 from .lessons import first_batches, pairs, taught
 from .nodes import place
@@ -86,9 +86,9 @@ def learn_tables(
     """
     found: dict[int, Learned] = {}
     teacher: Teacher | None = None
+    shared = key_of(config, model)
     for nfe in config.nfe:
-        path = folder / f"table-{nfe:03d}.json"
-        key = key_of(config, model, nfe)
+        path, key = folder / f"table-{nfe:03d}.json", digest(shared, nfe)
         known = stored(path)
         if known is None or known.record["key"] != key:
             if teacher is None:
@@ -102,15 +102,15 @@ def learn_tables(
     return found
 
 
-def key_of(config: TableConfig, model: NetworkModel, nfe: int) -> str:
-    """What all numbers of a table depend on: settings, weights, noise law, extractor."""
+def key_of(config: TableConfig, model: NetworkModel) -> str:
+    """What all numbers of a table depend on besides its NFE: settings, weights, law, extractor."""
     aside = {**ASIDE, "training": set(FREE)} if config.training is not None else ASIDE
     said = config.model_dump(mode="json", exclude=aside)
     features = None
     if config.features is not None:
         features = extractor(config.features.id, **config.features.options).fingerprint
     law = grid(model.schedule, config.teacher_steps, config.spacing)
-    return digest(said, nfe, model.fingerprint, law.lam, law.label, features)
+    return digest(said, model.fingerprint, law.lam, law.label, features)
 
 
 def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None:
@@ -183,10 +183,10 @@ def learn(
     if config.fitted:
         tables = closest(config, teacher.part(0, count), nfe, objective, progress)
     else:
-        plain = samplers.build(config.base, grid(model.schedule, nfe, config.spacing))
-        tables = [plain.in_basis("x0")] * len(config.knots)
+        table = plain(config.base, grid(model.schedule, nfe, config.spacing))
+        tables = [table] * len(config.knots)
     if config.steps:
-        tables = refine_tables(
+        tables = refine(
             lessons,
             tables,
             what=config.what,
@@ -241,7 +241,7 @@ def closest(
         progress=progress,
     )
     nodes, met = teacher.trajectories(chosen.places)
-    return fit_tables(met, nodes, base=config.base, free=config.free).tables
+    return fit_rows(met, nodes, base=config.base, free=config.free).tables
 
 
 def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> Objective:

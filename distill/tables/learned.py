@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...samplers import Tableau, TimeMap, build
-from ...samplers.fit import Free, changes, is_free
+from ...samplers import Tableau, TimeMap
+from ...samplers.fit import Free, changes, is_free, plain
 from ...schedules import Grid
 from ...schedules.base import Float
 from ...schedules.grid import Node
@@ -41,7 +41,8 @@ class LearnedTable(nn.Module):
     a table that begins at the noisiest time goes on to. Only what `what` names is a parameter; all
     are float64. Rows that are not `free` (see `fit`) keep constant x0 exact.
 
-    Raises ValueError for a stochastic table, one with stages, or one without a schedule.
+    Raises ValueError for a table or a base that is stochastic or has stages, and for a table
+    without a schedule.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class LearnedTable(nn.Module):
         if table.stochastic or table.grid.stage.any():
             raise ValueError(f"{table!r}: only deterministic tables without stages are learned")
         self.law = table.grid.require_schedule()
-        self.first, self.what, self.base = table.in_basis("x0").numeric(), tuple(what), base
+        self.first, self.base = table.in_basis("x0").numeric(), base
         n = self.first.grid.nfe
         free_rows = [changes(row, is_free(row, n, free)) for row in range(n)]
         sizes = {
@@ -74,12 +75,11 @@ class LearnedTable(nn.Module):
         self.register_buffer("span", span, persistent=False)
         self.span: Tensor
         own = self.columns(self.first.grid.time)
-        self.kept = packed(self.first, self.first.grid) - own
+        self.kept = packed(self.first) - own
 
     def columns(self, time: Float) -> Float:
         """All numbers of the base solver at these times: float64 [N + N N + 3 N]."""
-        grid = Grid.from_times(self.law, time)
-        return packed(build(self.base, grid).in_basis("x0"), grid)
+        return packed(plain(self.base, Grid.from_times(self.law, time)))
 
     def nodes(self) -> Tensor:
         """The times of the nodes: float64 [N + 1]."""
@@ -134,8 +134,9 @@ class LearnedTable(nn.Module):
         return self().table.numeric().renamed(self.first.name, **self.first.meta)
 
 
-def packed(table: Tableau, grid: Grid) -> Float:
+def packed(table: Tableau) -> Float:
     """Carry, weights, and the levels and labels of nodes, as one vector."""
+    grid = table.grid
     levels = (grid.alpha[:-1], grid.sigma[:-1], grid.label[:-1])
     return np.concatenate([table.carry, table.weights.reshape(-1), *levels])
 

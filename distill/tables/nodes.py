@@ -9,7 +9,7 @@ import numpy as np
 
 from ...eval.progress import Progress, silent
 from ...samplers import Tableau
-from ...samplers.fit import Free, fit_tables
+from ...samplers.fit import Free, fit_rows
 from .objective import SQUARES, Objective
 from .teacher import Teacher
 
@@ -41,7 +41,7 @@ def place(
 ) -> Placed:
     """The nodes, of `nfe` of a teacher's, on which the closed-form table has the least loss.
 
-    Every try is a fit (`fit_tables`): first a few spreads, then single nodes are moved, by fewer
+    Every try is a fit (`fit_rows`): first a few spreads, then single nodes are moved, by fewer
     and fewer places, as long as that helps and at most `moves` times.
     """
     total = teacher.grid.nfe
@@ -105,5 +105,5 @@ def placed(
 ) -> Placed:
     """The fit on these nodes."""
     grid, met = teacher.trajectories(places)
-    tables, ends = fit_tables(met, grid, base=base, ridge=ridge, free=free)
-    return Placed(places, tables, objective.loss_of(ends, [each.states[-1] for each in met]))
+    tables, ends = fit_rows(met, grid, base=base, ridge=ridge, free=free)
+    return Placed(places, tables, objective.loss_of(met, ends))

@@ -68,27 +68,28 @@ class Objective:
             case "log":
                 return (-self.cost(gap)).exp().expand_as(gap)
 
-    def mean_cost(self, x: Tensor, ends: Tensor) -> Tensor:
-        """The mean cost of last states, with its gradient."""
-        return self.cost(self.outputs(x) - self.outputs(ends)).mean()
+    def costs(self, x: Tensor, ends: Tensor) -> Tensor:
+        """The mean cost of each last state, float64 [B], with its gradient."""
+        return self.cost(self.outputs(x) - self.outputs(ends)).mean(1)
 
-    @torch.no_grad()
     def loss(self, batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
         """The mean cost of the last states of a table, or of several with the batches' shares."""
-        several = [tables] if isinstance(tables, Tableau) else tables
-        found = []
-        for each in batches:
-            table = mixed(several, each.shares)
-            found.append(sample(each.denoiser, table, each.start(table.grid)))
-        return self.loss_of(found, [each.states[-1] for each in batches])
+        return self.loss_of(batches, ends(batches, tables))
 
     @torch.no_grad()
-    def loss_of(self, found: Sequence[Tensor], ends: Sequence[Tensor]) -> float:
-        """The mean cost of last states, batch by batch."""
-        pairs = zip(found, ends, strict=True)
-        costs = torch.stack([self.mean_cost(x, end).double() for x, end in pairs])
-        sizes = torch.tensor([len(x) for x in found]).to(costs)
-        return float(costs @ sizes / sizes.sum())
+    def loss_of(self, batches: Sequence[Trajectories], found: Sequence[Tensor]) -> float:
+        """The mean cost of last states, those of each batch beside the teacher's."""
+        pairs = zip(batches, found, strict=True)
+        costs = torch.stack([self.costs(x, batch.states[-1]).sum() for batch, x in pairs])
+        return float(costs.sum()) / sum(len(batch.z) for batch in batches)
+
+
+@torch.no_grad()
+def ends(batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> list[Tensor]:
+    """The last states of every batch by a table, or by several with the batch's shares."""
+    several = [tables] if isinstance(tables, Tableau) else tables
+    own = [(each, mixed(several, each.shares)) for each in batches]
+    return [sample(each.denoiser, table, each.start(table.grid)) for each, table in own]
 
 
 # The mean square of the pixels.

@@ -93,7 +93,17 @@ class NetworkModel:
     @torch.no_grad()
     def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
         """See `Model`."""
+        return self.sampled(table, draw)
+
+    def sampled(
+        self,
+        table: samplers.Tableau,
+        draw: Draw,
+        wrap: Callable[[samplers.Denoiser], samplers.Denoiser] | None = None,
+    ) -> Tensor:
+        """As `images`, with gradients; `wrap` makes another denoiser of the batch's."""
         denoiser = self.denoiser_of(draw)
+        denoiser = denoiser if wrap is None else wrap(denoiser)
         start = samplers.noise(
             table.grid, self.shape, draw.seeds, device=self.device, source=draw.source
         )

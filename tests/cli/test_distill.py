@@ -3,11 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fewstep import TableauScheduler, samplers, use
-from fewstep.cli import app, console
-from rich.console import Console
-from typer.testing import CliRunner
 
 from ..eval.models import tiny
+from .typed import run, wide  # noqa: F401 - a fixture
 
 QUICK = (
     "--samples",
@@ -25,24 +23,11 @@ QUICK = (
 )
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    monkeypatch.setattr(console, "out", Console(width=200))
-    monkeypatch.setattr(console, "err", Console(width=200, stderr=True))
-
-
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipe") / "tiny"
     tiny.ddpm().save_pretrained(folder)
     return folder
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [*map(str, arguments)])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.mark.parametrize("command", [("fit",), ("distill", "table", "--set", "moves=1")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.samplers.blend import mixed
-from fewstep.samplers.fit import fit, fit_rows, fit_tables, refined, solved, teach
+from fewstep.samplers.fit import fit, fit_rows, refined, solved, teach
 from fewstep.schedules import EDM, FlowMatching, VPLinear, grid
 
 LAW = VPLinear()
@@ -110,7 +110,7 @@ def test_batches_add_up():
     x = drawn(nodes, 0, 60)
     whole = fit(mixture(), nodes, x)
     parts = [course(nodes, part) for part in x.split([10, 50])]
-    table = fit_rows(parts, nodes)
+    (table,) = fit_rows(parts, nodes).tables
     np.testing.assert_allclose(table.weights, whole.weights, rtol=1e-6, atol=1e-9)
     assert table.meta["fitted"] == {"base": "unipc-3", "samples": 60}
 
@@ -118,7 +118,7 @@ def test_batches_add_up():
 def test_a_fit_ends_where_its_table_does():
     nodes = grid(LAW, 4, "quadratic")
     parts = [course(nodes, part) for part in drawn(nodes, 0, 30).split([10, 20])]
-    (table,), ends = fit_tables(parts, nodes)
+    (table,), ends = fit_rows(parts, nodes)
     for part, end in zip(parts, ends, strict=True):
         again = samplers.sample(mixture(), table, part.start(nodes))
         torch.testing.assert_close(end, again, rtol=1e-9, atol=1e-12)
@@ -134,7 +134,7 @@ def test_tables_of_several_scales_are_fitted_at_once():
         x = torch.from_numpy(rng.normal(size=(30, 16)))
         course = teach(mixed(tables, (1 - share, share)), mixture(), x)
         batches.append(replace(course, shares=(1 - share, share)))
-    found, ends = fit_tables(batches, nodes, free="all", ridge=1e-12)
+    found, ends = fit_rows(batches, nodes, free="all", ridge=1e-12)
     for one, truth in zip(found, tables, strict=True):
         np.testing.assert_allclose(one.weights, truth.weights, atol=1e-5)
     for batch, end in zip(batches, ends, strict=True):
@@ -185,6 +185,10 @@ def test_what_cannot_be_fitted_is_refused():
         fit(mixture(), nodes, x, substeps=0)
     with pytest.raises(ValueError, match="stages"):
         fit(mixture(), samplers.build("dpmpp-2s", nodes).grid, x)
+    with pytest.raises(ValueError, match="heun has stages"):
+        fit(mixture(), nodes, x, base="heun")
+    with pytest.raises(ValueError, match="heun takes other nodes than these"):
+        fit_rows([course(nodes, x)], nodes, base="heun")
 
 
 def test_features_that_are_the_same_do_not_break_the_solution():

@@ -81,7 +81,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
         run(tmp_path / "b", task(facts={"teacher": "b"}))
     run(tmp_path, learning_rate=0.01, resume_from_checkpoint="never")
     # What decides nothing may change.
-    run(tmp_path, learning_rate=0.01, checkpointing_steps=2, validation_steps=3)
+    run(tmp_path, learning_rate=0.01, checkpointing_steps=2, checkpoints_total_limit=1)
 
 
 def test_a_training_that_begins_anew_leaves_no_older_one_to_go_on_from(tmp_path):

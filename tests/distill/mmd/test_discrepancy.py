@@ -53,8 +53,8 @@ def test_laws_with_one_mean_differ_for_all_kernels_but_the_linear_one():
 def test_spaces_add_up_with_their_weights():
     real, found = draw(9, 2), draw(4, 2)
     rows = torch.tensor([8, 1, 2, 5])
-    one = Space("a", "", lambda x: x, real, kernel("cubic", 2), 1.0)
-    two = Space("b", "", lambda x: x, real, kernel("rbf", 2), 0.25)
+    one = Space("a", "", lambda x: x, real, kernel("cubic", 2))
+    two = Space("b", "", lambda x: x, real, kernel("rbf", 2), weight=0.25)
     truth = mmd2(found, real[rows], kernel("cubic", 2))
     truth = truth + 0.25 * mmd2(found, real[rows], kernel("rbf", 2))
     torch.testing.assert_close(discrepancy([one, two], [found, found], rows), truth)

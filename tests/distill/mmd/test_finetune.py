@@ -99,7 +99,6 @@ def stop_at(step):
 
 
 def test_adapters_are_trained_and_merged(tmp_path, config):
-    pytest.importorskip("peft")
     tuned = finetune(config(lora=2), model(), tmp_path / "out")
     assert tuned.after["kd_pixels"] < tuned.before["kd_pixels"]
     assert load_model(str(tuned.folder)).network.state_dict().keys() == (

@@ -16,7 +16,6 @@ def network():
 
 
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained():
-    pytest.importorskip("peft")
     x, plain, adapted = torch.randn(2, 1, 4, 4), network(), network()
     add_adapters(adapted, 2)
     torch.testing.assert_close(adapted(x), plain(x))
@@ -26,7 +25,6 @@ def test_adapters_change_nothing_at_first_and_are_all_that_is_trained():
 
 
 def test_merged_adapters_are_weights_of_the_own_form():
-    pytest.importorskip("peft")
     x, plain, adapted = torch.randn(2, 1, 4, 4), network(), network()
     add_adapters(adapted, 2)
     with torch.no_grad():

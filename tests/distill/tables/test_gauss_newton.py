@@ -8,16 +8,16 @@ import torch
 from fewstep import samplers
 from fewstep.distill.tables import gauss_newton, refine
 from fewstep.distill.tables.gauss_newton import Knob, knobs, normal_equations, size, turned
-from fewstep.distill.tables.objective import Objective, distance
+from fewstep.distill.tables.objective import Objective, distance, ends
 from fewstep.samplers.blend import consistent
 from fewstep.samplers.fit import fit_rows
 
-from .problem import LAW, held_out, plain, teacher
+from .problem import LAW, held_out, mixture, plain, teacher
 
 
 def fitted(nfe, count=300):
     nodes, met = teacher(0, count).trajectories(plain(nfe))
-    return met, fit_rows(met, nodes)
+    return met, fit_rows(met, nodes).tables[0]
 
 
 def judged(table, places, seed=0):
@@ -28,7 +28,7 @@ def judged(table, places, seed=0):
 def test_a_refined_table_is_far_nearer_than_solvers_on_other_samples(nfe, most):
     met, table = fitted(nfe, 1000)
     other = teacher(20_000, 400).trajectories(plain(nfe))[1]
-    found = refine(met, table, steps=5, held_out=other)
+    (found,) = refine(met, [table], steps=5, held_out=other)
     assert distance(other, found) <= distance(other, table)
     places = [plain(nfe, power) for power in (0.7, 1.0, 1.5)]
     best = min(
@@ -123,14 +123,14 @@ def test_turning_adds_to_the_numbers():
 
 def test_what_is_best_on_held_out_samples_is_returned():
     met, table = fitted(6, 4)
-    few = refine(met, table, steps=6, held_out=held_out().trajectories(plain(6))[1])
-    free = refine(met, table, steps=6)
+    (few,) = refine(met, [table], steps=6, held_out=held_out().trajectories(plain(6))[1])
+    (free,) = refine(met, [table], steps=6)
     assert judged(few, plain(6)) <= min(judged(free, plain(6)), judged(table, plain(6)))
 
 
 def test_a_last_row_that_is_not_free_stays_exact_on_constants():
     met, table = fitted(4)
-    found = refine(met, table, steps=3)
+    (found,) = refine(met, [table], steps=3)
     assert found.carry[-1] == pytest.approx(0.0, abs=1e-9)
     assert found.weights[-1].sum() == pytest.approx(1.0)
     assert abs(found.grid.time - table.grid.time).max() > 0
@@ -139,7 +139,7 @@ def test_a_last_row_that_is_not_free_stays_exact_on_constants():
 def test_small_errors_count_more_in_a_robust_objective():
     met, table = fitted(4, 200)
     squares, robust = (
-        refine(met, table, steps=4, objective=Objective(kind, 0.01)) for kind in ("l2", "l1")
+        refine(met, [table], steps=4, objective=Objective(kind, 0.01))[0] for kind in ("l2", "l1")
     )
     assert Objective("l1", 0.01).loss(met, robust) < Objective("l1", 0.01).loss(met, squares)
     assert distance(met, squares) < distance(met, robust)
@@ -148,15 +148,15 @@ def test_small_errors_count_more_in_a_robust_objective():
 def test_features_join_the_pixels():
     met, table = fitted(4, 200)
     mixed = Objective("l2", features=lambda x: x[:, :4].cumsum(1), weight=1.0)
-    found = refine(met, table, steps=4, objective=mixed)
-    plain = refine(met, table, steps=4)
+    (found,) = refine(met, [table], steps=4, objective=mixed)
+    (plain,) = refine(met, [table], steps=4)
     assert mixed.loss(met, found) < mixed.loss(met, table)
     assert abs(found.weights - plain.weights).max() > 1e-3
 
 
 def test_times_that_cross_are_not_taken():
     met, table = fitted(3, 10)
-    far = refine(met, table, what=["times"], steps=3)
+    (far,) = refine(met, [table], what=["times"], steps=3)
     assert (np.diff(far.grid.time) < 0).all()
 
 
@@ -164,15 +164,15 @@ def test_other_tables_are_refused():
     met, table = fitted(3, 10)
     for other in (samplers.build("ddpm", table.grid), table.in_basis("eps")):
         with pytest.raises(ValueError, match="only deterministic tables in x0"):
-            refine(met, other)
+            refine(met, [other])
     with pytest.raises(ValueError, match="noise schedule"):
-        refine(met, replace(table, grid=replace(table.grid, schedule=None)))
+        refine(met, [replace(table, grid=replace(table.grid, schedule=None))])
 
 
 def test_a_step_may_be_derived_from_some_batches_in_turn(monkeypatch):
     places = plain(4)
     _, met = teacher(0, 40, 40, 40).trajectories(places)
-    table = fit_rows(met, teacher(0, 40, 40, 40).trajectories(places)[0])
+    (table,) = fit_rows(met, teacher(0, 40, 40, 40).trajectories(places)[0]).tables
     seen = []
     derive = gauss_newton.normal_equations
 
@@ -181,6 +181,50 @@ def test_a_step_may_be_derived_from_some_batches_in_turn(monkeypatch):
         return derive(batches, *rest)
 
     monkeypatch.setattr(gauss_newton, "normal_equations", watched)
-    found = refine(met, table, steps=3, at_once=2)
+    (found,) = refine(met, [table], steps=3, at_once=2)
     assert seen == [[0, 1], [2, 0], [1, 2]]
     assert distance(met, found) < 0.8 * distance(met, table)
+
+
+def test_several_tables_have_the_equations_of_what_the_batches_mix():
+    met, table = fitted(3, 15)
+    tables = [table, samplers.build("unipc-2", table.grid)]
+    met = [replace(met[0], shares=shares) for shares in ((0.3, 0.7), (1.4, -0.4))]
+    found = [Knob("weights", 0, -1), Knob("weights", 1, 0), Knob("weights", 2, 1, balanced=True)]
+    gram, right = normal_equations(met, tables, found)
+    truth, gaps = [], []
+    for batch in met:
+        (here,) = ends([batch], tables)
+        gaps.append((batch.states[-1] - here).flatten())
+        rows = []
+        for k, portion in enumerate(batch.shares):
+            # As much as moves what is mixed by the step of the derivatives.
+            turn = size(found[0], table) / portion
+            for knob in found:
+                turns = [turned(t, [(knob, turn)]) if i == k else t for i, t in enumerate(tables)]
+                (there,) = ends([batch], turns)
+                rows.append((there - here).flatten() / turn)
+        truth.append(torch.stack(rows))
+    whole = torch.cat(truth, 1)
+    torch.testing.assert_close(gram, whole @ whole.T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(right, whole @ torch.cat(gaps), rtol=1e-6, atol=1e-6)
+
+
+def test_several_tables_are_refined_for_all_that_mix_them():
+    met, table = fitted(4, 100)
+
+    def louder(s):
+        return lambda x, node: mixture()(x, node) * (1 + s / 4)
+
+    parts = [replace(met[0], denoiser=louder(s), shares=(1 - s, s)) for s in (0.0, 0.5, 1.0)]
+    single = [replace(part, shares=(1.0,)) for part in parts]
+    whole, alone = refine(parts, [table, table], steps=6), refine(single, [table], steps=6)
+    assert distance(parts, whole) < 0.8 * distance(single, alone)
+
+
+def test_it_stops_when_held_out_samples_get_no_better():
+    met, table = fitted(6, 4)
+    told = []
+    held = held_out().trajectories(plain(6))[1]
+    refine(met, [table], steps=40, held_out=held, progress=lambda *each: told.append(each))
+    assert len(told) < 20

@@ -29,7 +29,7 @@ def test_before_any_learning_it_is_the_table(solver, nfe):
 
 def test_it_begins_at_any_table_whatever_its_base():
     nodes, met = teacher(0, 50).trajectories([6, 20, 40])
-    table = fit_rows(met, nodes)
+    (table,) = fit_rows(met, nodes).tables
     found = LearnedTable(table, ("weights", "times"), base="ddim").table()
     np.testing.assert_allclose(found.weights, table.weights, atol=1e-12)
     np.testing.assert_allclose(found.grid.time, table.grid.time, atol=1e-13)
@@ -125,6 +125,9 @@ def test_other_tables_are_refused():
     for table in (samplers.build("ddpm", nodes), samplers.build("heun", nodes)):
         with pytest.raises(ValueError, match="only deterministic tables without stages"):
             LearnedTable(table)
+    for base in ("heun", "ddpm"):
+        with pytest.raises(ValueError, match=f"{base} takes other nodes than these"):
+            LearnedTable(samplers.build("ddim", nodes), base=base)
 
 
 def test_sums_of_a_bf16_network_are_not_in_bf16():
