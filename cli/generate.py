@@ -11,7 +11,7 @@ import typer
 from .. import configs
 from ..eval.extractors import extractor
 from ..eval.generation import GenerateConfig, job_for, run_generate
-from ..eval.models import load_model, pick_device
+from ..eval.models import LabelRule, load_model, pick_device
 from ..eval.processes import launched
 from ..eval.progress import silent
 from . import console
@@ -32,7 +32,10 @@ def generate(
     spacing: Spacing = "uniform",
     seeds: Annotated[str, typer.Option(help="FIRST-LAST, both included.")] = "0-99",
     labels: Annotated[
-        str, typer.Option(help="balanced (seed mod classes), random (as EDM), or one number.")
+        str,
+        typer.Option(
+            help="balanced (seed mod classes), random (as EDM), a number, or a share of each: 3,1,2."
+        ),
     ] = "balanced",
     guidance: Annotated[float, typer.Option(help="Scale; 1 is off, more doubles the calls.")] = 1.0,
     prompts: Annotated[
@@ -73,7 +76,7 @@ def generate(
         "spacing": spacing,
         "first": first,
         "count": count,
-        "labels": int(labels) if labels.isdecimal() else labels,
+        "labels": labels_of(labels),
         "guidance": guidance,
         "noise_device": noise_device,
         "keep": keep,
@@ -100,6 +103,18 @@ def generate(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def labels_of(text: str) -> LabelRule:
+    """A rule by its name, a class by its number, or shares of classes with commas between."""
+    if text.isdecimal():
+        return int(text)
+    if "," not in text:
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--labels: {text!r} has parts that are not numbers") from None
 
 
 def seed_range(text: str) -> tuple[int, int]:

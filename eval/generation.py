@@ -11,7 +11,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 from ..storage import digest, environment, read_json, write_arrays, write_json
 from .extractors import Extractor
 from .job import Job, numbers
-from .models import Draw, Model, label_rule, pick_device
+from .models import Draw, LabelRule, Model, label_rule, pick_device
 from .processes import ALONE, Processes, check_shared
 from .progress import Counter, Progress, silent
 from .settings import (
@@ -47,7 +47,7 @@ class GenerateConfig(BaseModel):
     end: End = "zero"
     first: NonNegativeInt = 0
     count: PositiveInt = 100
-    labels: str | int = "balanced"
+    labels: LabelRule = "balanced"
     guidance: float = 1.0
     noise_device: NoiseDevice = "cpu"
     keep: Literal["png", "npz", "none"] = "png"

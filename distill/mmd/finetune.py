@@ -16,7 +16,7 @@ from ...eval.evaluate import outputs_of
 from ...eval.extractors import extractor, unrounded
 from ...eval.images import quantise, save_grid
 from ...eval.metrics import KernelDistance
-from ...eval.models import Draw, NetworkModel, label_rule
+from ...eval.models import Draw, LabelRule, NetworkModel, label_rule
 from ...eval.models.networks import dtype_of
 from ...eval.progress import Progress, silent
 from ...eval.settings import STRICT, ExtractorConfig, ModelConfig, SolverConfig, table_within
@@ -27,7 +27,7 @@ from ...training import TrainingSettings, accelerator_for, gathered, train
 from ..result import save_model, write_card
 from .discrepancy import KernelName, Space, clamped, kernel
 from .lora import add_adapters, merge_adapters
-from .task import Images, mmd_task
+from .task import REAL, Images, mmd_task
 
 PREVIEW = 40
 # What a training is like unless its settings say otherwise.
@@ -50,10 +50,11 @@ class MMDConfig(BaseModel):
     """What is fine-tuned, for which sampler, and how.
 
     The network of `model` is trained for `solver` at exactly `nfe` evaluations on `spacing`, so
-    that batches of `train_batch_size` samples (over all processes) are like as many images of
-    `model.data`, in all `spaces`. Features alone leave what they do not see to grow, such as a
-    speckled background: hence pixels among them. `judge` is an extractor that is not
-    trained on; its kernel distance on `validation_images` others decides which weights are kept.
+    that batches of `train_batch_size` samples (over all processes) are like the images of
+    `model.data`, `real_batch_size` of them a step, in all `spaces`. Features alone leave what they
+    do not see to grow, such as a speckled background: hence pixels among them. `judge` is an
+    extractor that is not trained on; its kernel distance on `validation_images` others decides
+    which weights are kept. `labels` had better be those that the images have, as in `label_rule`.
 
     `lora` is the rank of adapters that are trained instead of all weights, and merged in the end;
     `dropout` leaves dropout on, as the published code does. `gather_features` and
@@ -70,10 +71,11 @@ class MMDConfig(BaseModel):
     spaces: tuple[SpaceConfig, ...] = Field(min_length=1)
     judge: ExtractorConfig | None = None
     validation_images: PositiveInt = 500
-    labels: str | int = "balanced"
+    labels: LabelRule = "balanced"
     guidance: float = 1.0
     first_seed: NonNegativeInt = 2**31
     train_batch_size: PositiveInt = 128
+    real_batch_size: PositiveInt = REAL
     gather_features: bool = True
     gradient_checkpointing: bool = False
     lora: PositiveInt | None = None
@@ -152,6 +154,7 @@ def finetune(
         spaces,
         accelerator,
         batch_size=config.train_batch_size,
+        real_batch_size=config.real_batch_size,
         seed=config.training.seed,
         gather_features=config.gather_features,
         facts=facts_of(config, table, fingerprint, data, judges),

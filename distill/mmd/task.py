@@ -14,6 +14,8 @@ from ...training import Task, share
 from ...training.loop import seed_of
 from .discrepancy import Space, discrepancy
 
+# The real images of a step.
+REAL = 2048
 # Samples of some numbers, by the network as it is now: images [B, C, H, W] about [-1, 1].
 Images = Callable[[Sequence[int]], Tensor]
 
@@ -25,6 +27,7 @@ def mmd_task(
     accelerator: Accelerator,
     *,
     batch_size: int,
+    real_batch_size: int = REAL,
     seed: int = 0,
     gather_features: bool = True,
     facts: Mapping[str, Any] | None = None,
@@ -33,7 +36,9 @@ def mmd_task(
     """The training of a network for the samples of a fixed table, MMD-DDM (Aiello et al. 2023).
 
     The loss of a step is the unbiased discrepancy between `batch_size` samples, with their gradient
-    through all calls of the network, and as many real images, both of that step alone.
+    through all calls of the network, and `real_batch_size` real images (or all there are), both of
+    that step alone. Features of real images are known, so many of them cost little, and no pair of
+    them is noise of the gradient.
 
     Pairs count, so a batch in parts is not the mean of its parts. With `gather_features` it is one
     batch on any number of processes and accumulated parts: features of all parts are made without
@@ -43,8 +48,6 @@ def mmd_task(
     published code. `more` are further fields of the `Task`.
     """
     real = len(spaces[0].real)
-    if batch_size > real:
-        raise ValueError(f"a batch of {batch_size} needs as many real images, there are {real}")
     # Of the step at hand: the loss, and its gradient for the features of all parts.
     known: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
@@ -65,13 +68,13 @@ def mmd_task(
         for each in zip(*found, strict=True):
             gathered = accelerator.gather(torch.stack(each)[None])
             whole.append(gathered.transpose(0, 1).flatten(0, 2).requires_grad_())
-        loss = discrepancy(spaces, whole, real_rows(real, batch_size, seed, step))
+        loss = discrepancy(spaces, whole, real_rows(real, real_batch_size, seed, step))
         return loss.detach(), list(torch.autograd.grad(loss, whole))
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
-        places = share(batch_size, part, parts, least=2)
+        share(batch_size, part, parts, least=2)
         if parts == 1 or not gather_features:
-            rows = real_rows(real, batch_size, seed, step)[places]
+            rows = real_rows(real, real_batch_size, seed, step)
             return discrepancy(spaces, features(step, part, parts), rows)
         if step not in known:
             known.clear()
@@ -88,7 +91,7 @@ def mmd_task(
 
 
 def real_rows(total: int, size: int, seed: int, step: int) -> Tensor:
-    """Which real images a step is compared with: `size` different ones, int64."""
+    """Which real images a step is compared with: at most `size` different ones, int64."""
     generator = torch.Generator().manual_seed(seed_of(seed, step, -1))
     return torch.randperm(total, generator=generator)[:size]
 

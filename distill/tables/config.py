@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from ...eval.models import LabelRule
 from ...eval.settings import SEEDS, STRICT, Evaluations, ExtractorConfig, ModelConfig, Scales
 from ...samplers.fit import Free
 from ...training import TrainingSettings, gathered
@@ -53,7 +54,7 @@ class TableConfig(BaseModel):
     held_out: PositiveInt = 100
     search: PositiveInt = 100
     first_seed: NonNegativeInt = 2**31
-    labels: str | int = "balanced"
+    labels: LabelRule = "balanced"
     guidance: Scales = (1.0,)
     degree: PositiveInt = 2
     base: str = "unipc-3"

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..models import LabelRule
 from ..score import MEASURES
 from ..settings import (
     SEEDS,
@@ -74,7 +75,7 @@ class BenchConfig(BaseModel):
     batch_size: PositiveInt = 100
     shard_size: PositiveInt = 1000
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
-    labels: str | int = "balanced"
+    labels: LabelRule = "balanced"
     guidance: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     noise_device: NoiseDevice = "cpu"
     solvers: tuple[SolverConfig, ...] = Field(min_length=1)

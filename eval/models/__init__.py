@@ -2,7 +2,7 @@
 
 from .bundled import MODELS
 from .catalogue import load_model, pick_device
-from .draw import RULES, Draw, label_rule
+from .draw import RULES, Draw, LabelRule, label_rule
 from .model import Model, NetworkModel, counting, in_batches
 from .networks import edm_model, unet_model
 
@@ -10,6 +10,7 @@ __all__ = [
     "MODELS",
     "RULES",
     "Draw",
+    "LabelRule",
     "Model",
     "NetworkModel",
     "counting",

@@ -97,6 +97,8 @@ def test_prompts_are_lines_of_a_file(tmp_path):
         (("--seeds", "0-4294967296"), 2, "seeds end at 4294967295"),
         (("--labels", "most"), 2, "labels are balanced, random or one number, not 'most'"),
         (("--labels", "-1"), 2, "not '-1'"),
+        (("--labels", "1,2"), 2, "labels [1.0, 2.0] are not shares of 10 classes"),
+        (("--labels", "1,most"), 2, "'1,most' has parts that are not numbers"),
         (("--labels", "10"), 2, "label 10 is not one of 0 to 9"),
         (("--keep", "none"), 2, "keeps nothing"),
         (("--keep", "gif"), 2, "keep"),

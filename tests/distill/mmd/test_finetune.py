@@ -133,7 +133,6 @@ def test_a_network_has_the_weights_of_another_for_a_while():
     [
         ({"model": {"id": "tiny"}}, "which real images"),
         ({"solver": "heun", "nfe": 4}, "heun takes 3 evaluations, not 4"),
-        ({"train_batch_size": 50}, "there are 40"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path, config, changes, said):

@@ -25,6 +25,24 @@ def test_one_number_is_for_all():
     assert rule(3).tolist() == [3] * 25
 
 
+@pytest.mark.parametrize("first", [0, 7, 2**31, 2**32 - 500])
+def test_shares_are_kept_by_any_seeds_in_a_row(first):
+    shares = (3.0, 0.0, 1.0, 6.0)
+    found = rule(shares, 4, range(first, first + 500))
+    assert found.dtype == torch.long
+    counts = torch.bincount(found, minlength=4) / 500
+    torch.testing.assert_close(counts, torch.tensor(shares) / 10, rtol=0, atol=0.01)
+    assert counts[1] == 0
+    again = rule(shares, 4, [first + 13])
+    assert again.item() == found[13]
+
+
+def test_the_last_class_with_a_share_is_the_last():
+    # As near to one as places get: (2^32 - 1) / 2^32.
+    seed = next(s for s in [pow(2654435769, -1, 2**32) * (2**32 - 1) % 2**32])
+    assert rule((0.1, 0.2, 0.3, 0.0), 4, [seed]).item() == 2
+
+
 def test_a_model_without_classes_has_no_labels():
     assert rule("balanced", None) is None
     assert rule("random", None) is None
@@ -39,6 +57,11 @@ def test_a_model_without_classes_has_no_labels():
         (10, 10, "label 10 is not one of 0 to 9"),
         (-1, 10, "label -1 is not one of 0 to 9"),
         (0, None, "label 0: this model has no classes"),
+        ((1.0, 2.0), 3, r"\[1.0, 2.0\] are not shares of 3 classes"),
+        ((1.0, -2.0, 3.0), 3, "none below 0"),
+        ((0.0, 0.0), 2, "not all 0"),
+        ((1.0, float("nan")), 2, "not shares"),
+        ((1.0, 2.0), None, "not shares of no classes"),
     ],
 )
 def test_bad_rules_are_refused(value, classes, said):
