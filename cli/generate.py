@@ -34,7 +34,7 @@ def generate(
     labels: Annotated[
         str,
         typer.Option(
-            help="balanced (seed mod classes), random (as EDM), a number, or a share of each: 3,1,2."
+            help="balanced (seed mod classes), random (as EDM), a number, or shares: 3,1,2."
         ),
     ] = "balanced",
     guidance: Annotated[float, typer.Option(help="Scale; 1 is off, more doubles the calls.")] = 1.0,
