@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from fewstep.distill.mmd.finetune import MMDConfig, finetune, lent
-from fewstep.eval.models import load_model
+from fewstep import samplers
+from fewstep.distill.mmd.finetune import (
+    MMDConfig,
+    SpaceConfig,
+    finetune,
+    images_of,
+    lent,
+    space_of,
+)
+from fewstep.eval.models import NetworkModel, load_model
 from fewstep.eval.models.networks import placed, unet_model
+from fewstep.eval.sources import in_memory
 from fewstep.samplers import Tableau
+from fewstep.samplers.denoiser import checkpointed
+from fewstep.schedules import grid
 from fewstep.training.journal import read
 from safetensors.torch import load_file
 from torch import nn
@@ -126,6 +139,70 @@ def test_a_network_has_the_weights_of_another_for_a_while():
     with lent(one, other):
         assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.weight, own)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is asked of the model, and whether its dropout is on."""
+    seen = []
+    sampled = NetworkModel.sampled
+
+    def watched(self, table, draw, wrap=None):
+        seen.append((draw, self.network.training, torch.is_grad_enabled(), wrap))
+        return sampled(self, table, draw, wrap)
+
+    monkeypatch.setattr(NetworkModel, "sampled", watched)
+    return seen
+
+
+def test_noises_that_train_choose_and_judge_are_different_ones(tmp_path, config, drawn):
+    chosen = config(first_seed=10_000, max_train_steps=4)
+    finetune(chosen, model(), tmp_path)
+    trained = [s for draw, _, grad, _ in drawn if grad for s in draw.seeds]
+    others = [s for draw, _, grad, _ in drawn if not grad for s in draw.seeds]
+    assert sorted(trained) == list(range(10_000, 10_032))
+    # 16 that judge, before and after; 16 that choose; and the pictures, of all of these.
+    assert {others.count(s) for s in range(9968, 9984)} == {3}
+    assert {others.count(s) for s in range(9984, 10_000)} == {2}
+    assert set(others) == set(range(9960, 10_000))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_is_on_in_training_alone_and_when_asked_for(tmp_path, config, drawn, dropout):
+    finetune(config(dropout=dropout, max_train_steps=2), model(), tmp_path)
+    assert {training for _, training, grad, _ in drawn if grad} == {dropout}
+    assert {training for _, training, grad, _ in drawn if not grad} == {False}
+
+
+def test_labels_guidance_and_checkpointing_are_those_asked_for(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(NetworkModel, "sampled", lambda *asked: seen.append(asked))
+    network = replace(model(), classes=3)
+    table = samplers.build("ddim", grid(network.schedule, 2))
+    for calls in (True, False):
+        chosen = config(labels=[1, 0, 2], guidance=1.5, gradient_checkpointing=calls)
+        images_of(chosen, network, table)(range(300))
+    (*_, draw, wrap), (*_, unwrapped) = seen
+    assert torch.bincount(draw.labels, minlength=3).tolist() == pytest.approx([100, 0, 200], abs=3)
+    assert (draw.guidance, wrap, unwrapped) == (1.5, checkpointed, None)
+
+
+@pytest.mark.parametrize("kernel", ["cubic", "rbf"])
+def test_features_have_unit_power_in_the_kernel(kernel):
+    pixels = torch.randint(60, (9, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    chosen = SpaceConfig(features="pixels", kernel=kernel)
+    found = space_of(chosen, in_memory("dark", pixels.to(torch.uint8)), torch.device("cpu"))
+    power = (pixels.flatten(1) / 255).numpy()
+    # A radial kernel has no use for where they are.
+    power = power.var(0, ddof=1) if kernel == "rbf" else power**2
+    assert found.unit == pytest.approx(power.mean() ** 0.5, rel=1e-5)
+    assert found.real.shape == (9, 16)
+
+
+def test_features_that_are_all_the_same_have_a_unit_too():
+    same = in_memory("same", torch.full((4, 1, 2, 2), 7, dtype=torch.uint8))
+    chosen = SpaceConfig(features="pixels", kernel="rbf")
+    assert space_of(chosen, same, torch.device("cpu")).unit == 1.0
 
 
 @pytest.mark.parametrize(
