@@ -54,7 +54,8 @@ class MMDConfig(BaseModel):
     `model.data`, `real_batch_size` of them a step, in all `spaces`. Features alone leave what they
     do not see to grow, such as a speckled background: hence pixels among them. `judge` is an
     extractor that is not trained on; its kernel distance on `validation_images` others decides
-    which weights are kept. `labels` had better be those that the images have, as in `label_rule`.
+    which weights are kept. `labels` had better be drawn as often as the images have them, as in
+    `label_rule`; balanced ones are not independent, and pairs of samples must be.
 
     `lora` is the rank of adapters that are trained instead of all weights, and merged in the end;
     `dropout` leaves dropout on, as the published code does. `gather_features` and
@@ -71,7 +72,7 @@ class MMDConfig(BaseModel):
     spaces: tuple[SpaceConfig, ...] = Field(min_length=1)
     judge: ExtractorConfig | None = None
     validation_images: PositiveInt = 500
-    labels: LabelRule = "balanced"
+    labels: LabelRule = "random"
     guidance: float = 1.0
     first_seed: NonNegativeInt = 2**31
     train_batch_size: PositiveInt = 128

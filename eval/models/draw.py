@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ... import samplers
+from ...samplers.streams import uniform
 
 # "balanced", "random", the number of a class, or a share for each class.
 LabelRule = str | int | tuple[float, ...]
 RULES = ("balanced", "random")
-# The golden ratio's fraction in units of 2^-32.
-GOLDEN = 2654435769
+# Of the stream of a seed, the draw that no sampler gets to.
+DRAW = 2**64 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +43,11 @@ def label_rule(
     """The labels of some seeds, each by its own seed only; None for a model without classes.
 
     "balanced" is seed mod classes, "random" what EDM's script draws, a number that class for all,
-    and numbers are shares of the classes in units of their own, such as how often they are in the
-    data. Raises ValueError for another rule, or a class that there is not.
+    and numbers are shares of the classes, such as how many of each the data have: labels are then
+    drawn independently. Raises ValueError for another rule, or a class that there is not.
     """
     if isinstance(rule, tuple):
-        return shared_out(rule, classes, seeds)
+        return drawn(rule, classes, seeds)
     number = isinstance(rule, int) and not isinstance(rule, bool)
     if not number and rule not in RULES:
         raise ValueError(f"labels are {', '.join(RULES)} or one number, not {rule!r}")
@@ -63,19 +64,19 @@ def label_rule(
     return torch.full((len(seeds),), int(rule), dtype=torch.long)
 
 
-def shared_out(shares: tuple[float, ...], classes: int | None, seeds: Sequence[int]) -> Tensor:
-    """Labels of which the classes have their shares, among any seeds in a row, int64 [N].
+def drawn(shares: tuple[float, ...], classes: int | None, seeds: Sequence[int]) -> Tensor:
+    """Labels of which the classes have their shares, each drawn by its own seed, int64 [N].
 
-    frac(seed g), with g the golden ratio, is even over [0, 1) at any length (Weyl); class k is the
-    part of it that is as long as its share.
+    Raises ValueError for shares that are not of these classes.
     """
     if classes != len(shares) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
         raise ValueError(
             f"labels {list(shares)} are not shares of {classes or 'no'} classes: one each, none "
             "below 0, not all 0"
         )
-    places = torch.tensor([seed * GOLDEN % 2**32 / 2**32 for seed in seeds], dtype=torch.float64)
-    ends = torch.tensor(shares, dtype=torch.float64).cumsum(0)
-    found = torch.searchsorted(ends, places * ends[-1], right=True)
-    # Rounding may leave the last place at the very end.
-    return found.clamp(max=int(torch.tensor(shares).nonzero().max()))
+    law = torch.tensor(shares, dtype=torch.float64)
+    ends = (law / law.sum()).cumsum(0)
+    u = uniform(seeds, DRAW, torch.empty(len(seeds), 1))[:, 0]
+    found = torch.searchsorted(ends, u, right=True)
+    # The last end may be rounded down.
+    return found.clamp(max=int(law.nonzero().max()))

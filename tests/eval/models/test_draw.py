@@ -4,6 +4,7 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.eval.models import Draw, label_rule
+from fewstep.eval.models import draw as draw_module
 
 SHAPE = (1, 2, 2)
 
@@ -25,22 +26,21 @@ def test_one_number_is_for_all():
     assert rule(3).tolist() == [3] * 25
 
 
-@pytest.mark.parametrize("first", [0, 7, 2**31, 2**32 - 500])
-def test_shares_are_kept_by_any_seeds_in_a_row(first):
-    shares = (3.0, 0.0, 1.0, 6.0)
-    found = rule(shares, 4, range(first, first + 500))
+def test_labels_have_their_shares_and_are_independent():
+    found = rule((3.0, 0.0, 1.0, 6.0), 4, range(2**32 - 4000, 2**32 + 4000))
     assert found.dtype == torch.long
-    counts = torch.bincount(found, minlength=4) / 500
-    torch.testing.assert_close(counts, torch.tensor(shares) / 10, rtol=0, atol=0.01)
-    assert counts[1] == 0
-    again = rule(shares, 4, [first + 13])
-    assert again.item() == found[13]
+    shares = torch.tensor([0.3, 0.0, 0.1, 0.6])
+    counts = torch.bincount(found, minlength=4) / 8000
+    torch.testing.assert_close(counts, shares, rtol=0, atol=0.02)
+    # Stratified ones would vary less from block to block.
+    blocks = (found == 0).reshape(400, 20).sum(1).double()
+    assert float(blocks.var()) == pytest.approx(20 * 0.3 * 0.7, rel=0.2)
+    assert rule((3, 0, 1, 6), 4, [2**32 - 3]).item() == found[3997]
 
 
-def test_the_last_class_with_a_share_is_the_last():
-    # As near to one as places get: (2^32 - 1) / 2^32.
-    seed = next(s for s in [pow(2654435769, -1, 2**32) * (2**32 - 1) % 2**32])
-    assert rule((0.1, 0.2, 0.3, 0.0), 4, [seed]).item() == 2
+def test_a_class_without_a_share_is_never_drawn(monkeypatch):
+    monkeypatch.setattr(draw_module, "uniform", lambda seeds, *_: torch.tensor([[1 - 2.0**-53]]))
+    assert rule((0.1,) * 3 + (0.0,), 4, [0]).item() == 2
 
 
 def test_a_model_without_classes_has_no_labels():
