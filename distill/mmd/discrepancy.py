@@ -12,6 +12,8 @@ from torch import Tensor
 from ...eval.metrics.kernel import Kernel, gaussian, polynomial
 
 KernelName = Literal["cubic", "rbf", "linear"]
+# Samples of a class among which there are pairs.
+LEAST = 2
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
 
 
@@ -36,20 +38,50 @@ def linear(x: Tensor, y: Tensor) -> Tensor:
     return x @ y.T / x.shape[1]
 
 
-def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+def mmd2(x: Tensor, y: Tensor, kernel: Kernel, pairs: Tensor | None = None) -> Tensor:
     """The unbiased squared discrepancy of x [N, D] and y [M, D], with its gradient; may be below 0.
 
-        sum_{i!=j} k(x_i, x_j) / N(N-1) + sum_{i!=j} k(y_i, y_j) / M(M-1) - 2 sum k(x_i, y_j) / NM
+        sum_ij W_ij k(x_i, x_j) + sum_{i!=j} k(y_i, y_j) / M(M-1) - 2 sum_i w_i mean_j k(x_i, y_j)
 
-    (Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3.) Raises ValueError for fewer than 2.
+    The `pairs` W [N, N] are all the same but for a diagonal of zeros (Gretton et al. 2012, "A
+    Kernel Two-Sample Test", eq. 3), or those of `stratified`; w are their sums over j. Raises
+    ValueError for fewer than 2.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a discrepancy needs 2 samples a side, got {len(x)} and {len(y)}")
-    within = [
-        (matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1))
-        for matrix in (kernel(x, x), kernel(y, y))
-    ]
-    return within[0] + within[1] - 2 * kernel(x, y).mean()
+    weights = (stratified(None, len(x)) if pairs is None else pairs).to(x)
+    real = kernel(y, y)
+    apart = (real.sum() - real.diagonal().sum()) / (len(y) * (len(y) - 1))
+    across = weights.sum(1) @ kernel(x, y).mean(1)
+    return (weights * kernel(x, x)).sum() + apart - 2 * across
+
+
+def stratified(classes: tuple[Tensor, Tensor] | None, count: int) -> Tensor:
+    """Weights of the pairs of `count` samples, float64, which sum to 1, of a sample with itself 0.
+
+    `classes` are labels, int64 [count], and the shares of the classes [C]: with them classes count
+    by their shares, not by how often they were drawn, which is most of the noise of features that
+    tell classes apart. For n samples of a class of share P a pair within has P^2 / n(n-1), and
+    one across P P' / n n'. Classes of fewer than `LEAST` samples are counted as one.
+    """
+    if classes is None:
+        classes = (torch.zeros(count, dtype=torch.long), torch.ones(1))
+    labels, shares = (each.cpu() for each in classes)
+    drawn = torch.bincount(labels, minlength=len(shares))
+    rare = drawn.argsort()
+    pooled = int((drawn < LEAST).sum())
+    while 0 < pooled < len(rare) and drawn[rare[:pooled]].sum() < LEAST:
+        pooled += 1
+    stratum = torch.arange(len(shares))
+    stratum[rare[:pooled]] = rare[0]
+    share = torch.zeros(len(shares), dtype=torch.float64)
+    share.index_add_(0, stratum, shares.double() / shares.double().sum())
+    own = stratum[labels]
+    n = torch.bincount(own, minlength=len(shares))[own].double()
+    each = share[own] / n
+    weights = each[:, None] * each
+    within = own[:, None] == own
+    return torch.where(within, weights * (n / (n - 1)), weights).fill_diagonal_(0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +100,19 @@ class Space:
     unit: float = 1.0
     weight: float = 1.0
 
-    def distance(self, found: Tensor, rows: Tensor) -> Tensor:
+    def distance(self, found: Tensor, rows: Tensor, pairs: Tensor | None = None) -> Tensor:
         """The weighted discrepancy of features [B, D] from those of the real images `rows`."""
         real = self.real[rows.to(self.real.device)].to(found.device)
         x, y = (each.double() / self.unit for each in (found, real))
-        return self.weight * mmd2(x, y, self.kernel)
+        return self.weight * mmd2(x, y, self.kernel, pairs)
 
 
-def discrepancy(spaces: Sequence[Space], found: Sequence[Tensor], rows: Tensor) -> Tensor:
+def discrepancy(
+    spaces: Sequence[Space], found: Sequence[Tensor], rows: Tensor, pairs: Tensor | None = None
+) -> Tensor:
     """The sum over spaces, from features in each."""
-    pairs = zip(spaces, found, strict=True)
-    return torch.stack([space.distance(each, rows) for space, each in pairs]).sum()
+    every = zip(spaces, found, strict=True)
+    return torch.stack([space.distance(each, rows, pairs) for space, each in every]).sum()
 
 
 def clamped(x: Tensor) -> Tensor:

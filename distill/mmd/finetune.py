@@ -27,7 +27,7 @@ from ...training import TrainingSettings, accelerator_for, gathered, train
 from ..result import save_model, write_card
 from .discrepancy import KernelName, Space, clamped, kernel
 from .lora import add_adapters, merge_adapters
-from .task import REAL, Images, mmd_task
+from .task import REAL, Classes, Images, mmd_task, no_classes
 
 PREVIEW = 40
 # What a training is like unless its settings say otherwise.
@@ -158,6 +158,7 @@ def finetune(
         real_batch_size=config.real_batch_size,
         seed=config.training.seed,
         gather_features=config.gather_features,
+        classes=classes_of(config, model),
         facts=facts_of(config, table, fingerprint, data, judges),
         validate=validate,
         preview=preview,
@@ -209,12 +210,31 @@ def images_of(config: MMDConfig, model: NetworkModel, table: Tableau) -> Images:
     """Samples by their numbers, with gradients; the validation has those below zero."""
 
     def images(numbers: Sequence[int]) -> Tensor:
-        seeds = [config.first_seed + number for number in numbers]
-        labels = label_rule(config.labels, model.classes, model.shape, seeds, "cpu")
-        draw = Draw(seeds, labels, config.guidance)
+        draw = draw_of(config, model, numbers)
         return model.sampled(table, draw, checkpointed if config.gradient_checkpointing else None)
 
     return images
+
+
+def classes_of(config: MMDConfig, model: NetworkModel) -> Classes:
+    """The labels of samples by their numbers, and the shares that they are drawn with."""
+    rule = config.labels
+    if model.classes is None or isinstance(rule, int):
+        return no_classes
+    shares = torch.tensor(rule) if isinstance(rule, tuple) else torch.ones(model.classes)
+
+    def classes(numbers: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        labels = draw_of(config, model, numbers).labels
+        return None if labels is None else (labels, shares)
+
+    return classes
+
+
+def draw_of(config: MMDConfig, model: NetworkModel, numbers: Sequence[int]) -> Draw:
+    """The noises and labels of samples by their numbers."""
+    seeds = [config.first_seed + number for number in numbers]
+    labels = label_rule(config.labels, model.classes, model.shape, seeds, "cpu")
+    return Draw(seeds, labels, config.guidance)
 
 
 def space_of(

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 
 from ...training import Task, share
 from ...training.loop import seed_of
-from .discrepancy import Space, discrepancy
+from .discrepancy import Space, discrepancy, stratified
 
 # The real images of a step.
 REAL = 2048
+# The labels of samples by their numbers, int64 [B], and the shares of the classes.
+Classes = Callable[[Sequence[int]], tuple[Tensor, Tensor] | None]
 # Samples of some numbers, by the network as it is now: images [B, C, H, W] about [-1, 1].
 Images = Callable[[Sequence[int]], Tensor]
+
+
+def no_classes(numbers: Sequence[int]) -> None:
+    """Samples of which none has a class."""
 
 
 def mmd_task(
@@ -30,6 +36,7 @@ def mmd_task(
     real_batch_size: int = REAL,
     seed: int = 0,
     gather_features: bool = True,
+    classes: Classes = no_classes,
     facts: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Task:
@@ -37,8 +44,8 @@ def mmd_task(
 
     The loss of a step is the unbiased discrepancy between `batch_size` samples, with their gradient
     through all calls of the network, and `real_batch_size` real images (or all there are), both of
-    that step alone. Features of real images are known, so many of them cost little, and no pair of
-    them is noise of the gradient.
+    that step alone: features of real images are known, so many of them cost little. Classes that
+    samples have by chance are evened out (`stratified`), where `classes` says them.
 
     Pairs count, so a batch in parts is not the mean of its parts. With `gather_features` it is one
     batch on any number of processes and accumulated parts: features of all parts are made without
@@ -51,10 +58,17 @@ def mmd_task(
     # Of the step at hand: the loss, and its gradient for the features of all parts.
     known: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
-    def features(step: int, part: int, parts: int) -> list[Tensor]:
+    def numbers(step: int, part: int, parts: int) -> range:
         first = step * batch_size
-        made = images(range(first + part, first + batch_size, parts))
+        return range(first + part, first + batch_size, parts)
+
+    def features(step: int, part: int, parts: int) -> list[Tensor]:
+        made = images(numbers(step, part, parts))
         return [space.features(made) for space in spaces]
+
+    def compared(found: Sequence[Tensor], step: int, drawn: Sequence[int]) -> Tensor:
+        rows = real_rows(real, real_batch_size, seed, step)
+        return discrepancy(spaces, found, rows, stratified(classes(drawn), len(drawn)))
 
     def derived(step: int, parts: int) -> tuple[Tensor, list[Tensor]]:
         own = range(accelerator.process_index, parts, accelerator.num_processes)
@@ -68,14 +82,14 @@ def mmd_task(
         for each in zip(*found, strict=True):
             gathered = accelerator.gather(torch.stack(each)[None])
             whole.append(gathered.transpose(0, 1).flatten(0, 2).requires_grad_())
-        loss = discrepancy(spaces, whole, real_rows(real, real_batch_size, seed, step))
+        drawn = [number for part in range(parts) for number in numbers(step, part, parts)]
+        loss = compared(whole, step, drawn)
         return loss.detach(), list(torch.autograd.grad(loss, whole))
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
         share(batch_size, part, parts, least=2)
         if parts == 1 or not gather_features:
-            rows = real_rows(real, real_batch_size, seed, step)
-            return discrepancy(spaces, features(step, part, parts), rows)
+            return compared(features(step, part, parts), step, numbers(step, part, parts))
         if step not in known:
             known.clear()
             known[step] = derived(step, parts)

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fewstep.distill.mmd.discrepancy import KERNELS, Space, clamped, discrepancy, kernel, mmd2
+from fewstep.distill.mmd.discrepancy import (
+    KERNELS,
+    Space,
+    clamped,
+    discrepancy,
+    kernel,
+    mmd2,
+    stratified,
+)
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -58,6 +66,67 @@ def test_spaces_add_up_with_their_weights():
     truth = mmd2(found, real[rows], kernel("cubic", 2))
     truth = truth + 0.25 * mmd2(found, real[rows], kernel("rbf", 2))
     torch.testing.assert_close(discrepancy([one, two], [found, found], rows), truth)
+
+
+SHARES = torch.tensor([0.2, 0.5, 0.3])
+CENTRES = torch.tensor([-3.0, 0.0, 4.0], dtype=torch.float64)
+
+
+def of_classes(labels):
+    return CENTRES[labels][:, None] + draw(len(labels), 1)
+
+
+def by_chance(count):
+    return torch.multinomial(SHARES, count, True, generator=SEED)
+
+
+def test_weights_of_pairs_are_those_of_the_classes():
+    labels = torch.tensor([0] * 4 + [1] * 5 + [2] * 6)
+    found = stratified((labels, 2 * SHARES), 15)
+    assert float(found.sum()) == pytest.approx(1)
+    assert (found.diagonal() == 0).all()
+    assert float(found[0, 1]) == pytest.approx(0.2**2 / 12)
+    assert float(found[4, 5]) == pytest.approx(0.5**2 / 20)
+    assert float(found[0, 9]) == pytest.approx(0.2 / 4 * 0.3 / 6)
+    per_class = torch.zeros(3).double().index_add_(0, labels, found.sum(1))
+    torch.testing.assert_close(per_class, SHARES.double())
+
+
+def test_rare_classes_count_as_one():
+    found = stratified((torch.tensor([0, 1, 2, 2, 2, 2]), SHARES), 6)
+    assert float(found.sum()) == pytest.approx(1)
+    # Two of two classes, of a share of .7, and four of the third.
+    assert float(found[0, 1]) == pytest.approx(0.7**2 / 2)
+    assert float(found[2, 3]) == pytest.approx(0.3**2 / 12)
+    for labels in ([0] * 8, [0, 1, 2], [1, 0, 0, 0]):
+        # None that can be told apart.
+        found = stratified((torch.tensor(labels), SHARES), len(labels))
+        torch.testing.assert_close(found, stratified(None, len(labels)))
+
+
+def test_evened_out_classes_are_unbiased_and_less_noise():
+    cubic = kernel("cubic", 1)
+    plain, even, fixed, biased = [], [], [], []
+    arranged = torch.tensor([0] * 12 + [1] * 30 + [2] * 18)
+    for _ in range(1000):
+        labels = by_chance(60)
+        x, y = of_classes(labels), of_classes(by_chance(600))
+        plain.append(mmd2(x, y, cubic))
+        even.append(mmd2(x, y, cubic, stratified((labels, SHARES), 60)))
+        x = of_classes(arranged)
+        biased.append(mmd2(x, y, cubic))
+        fixed.append(mmd2(x, y, cubic, stratified((arranged, SHARES), 60)))
+    plain, even, fixed, biased = map(torch.stack, (plain, even, fixed, biased))
+
+    def sure(found):
+        return float(found.mean()) / (float(found.std()) / len(found) ** 0.5)
+
+    assert abs(sure(plain)) < 3
+    assert abs(sure(even)) < 3
+    assert abs(sure(fixed)) < 3
+    # Shares that are met exactly are not those of independent samples.
+    assert sure(biased) < -10
+    assert even.std() < 0.7 * plain.std()
 
 
 def test_clamping_lets_the_gradient_through():

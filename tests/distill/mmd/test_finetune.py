@@ -10,6 +10,8 @@ from fewstep import samplers
 from fewstep.distill.mmd.finetune import (
     MMDConfig,
     SpaceConfig,
+    classes_of,
+    draw_of,
     finetune,
     images_of,
     lent,
@@ -185,6 +187,18 @@ def test_labels_guidance_and_checkpointing_are_those_asked_for(config, monkeypat
     (*_, draw, wrap), (*_, unwrapped) = seen
     assert torch.bincount(draw.labels, minlength=3).tolist() == pytest.approx([100, 0, 200], abs=25)
     assert (draw.guidance, wrap, unwrapped) == (1.5, checkpointed, None)
+
+
+def test_classes_count_by_the_shares_that_they_are_drawn_with(config):
+    network = replace(model(), classes=3)
+    labels, shares = classes_of(config(labels=[1, 0, 2]), network)(range(50))
+    assert shares.tolist() == [1, 0, 2]
+    draw = draw_of(config(labels=[1, 0, 2]), network, range(50))
+    assert torch.equal(labels, draw.labels)
+    for rule in ("random", "balanced"):
+        assert classes_of(config(labels=rule), network)(range(5))[1].tolist() == [1, 1, 1]
+    assert classes_of(config(labels=2), network)(range(5)) is None
+    assert classes_of(config(), model())(range(5)) is None
 
 
 @pytest.mark.parametrize("kernel", ["cubic", "rbf"])

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fewstep.distill.mmd.discrepancy import stratified
 from fewstep.distill.mmd.task import real_rows
 from fewstep.training import accelerator_for, train
 from fewstep.training.loop import seed_of
 
 from ...two_processes import run_script
-from .tuned import BLOCK, Affine, images_of, settings, space, task
+from .tuned import BLOCK, NOISE, Affine, images_of, settings, space, task
 
 
 def gradient(network, parts=1, **options):
@@ -60,6 +61,29 @@ def test_parts_with_gathered_features_are_one_batch(parts):
     assert abs(alone[0] - value) > 1e-4
 
 
+@pytest.mark.parametrize("gather_features", [True, False])
+def test_classes_are_evened_out_in_whole_batches_and_in_parts(gather_features):
+    shares = torch.tensor([1.0, 3.0])
+
+    def classes(numbers):
+        return torch.tensor([int(number % 3 > 0) for number in numbers]), shares
+
+    network, real = Affine(), space(mean=0.5)
+    options = {"classes": classes, "gather_features": gather_features}
+    value, whole = gradient(network, **options)
+    with torch.no_grad():
+        made = images_of(network, 5)(range(48, 64))
+    pairs = stratified(classes(range(48, 64)), 16)
+    assert value == pytest.approx(float(real.distance(made, real_rows(4000, 2048, 0, 3), pairs)))
+    assert abs(gradient(network)[0] - value) > 1e-4
+    found = gradient(network, 2, **options)
+    if gather_features:
+        assert found[0] == pytest.approx(value, abs=1e-12)
+        torch.testing.assert_close(found[1], whole, rtol=1e-9, atol=1e-12)
+    else:
+        assert abs(found[0] - value) > 1e-4
+
+
 def test_every_step_has_a_gradient_of_its_own(tmp_path):
     found = []
     for accumulated in (1, 4):
@@ -96,15 +120,17 @@ def fitted(tmp_path, name):
     given = task(network, real, steps=3, batch_size=BLOCK)
     chosen = settings(
         max_train_steps=250,
-        learning_rate=0.03,
+        learning_rate=0.02,
         lr_scheduler="linear",
         use_ema=True,
         ema_max_decay=0.98,
     )
     train(given, chosen, tmp_path, accelerator_for(chosen, tmp_path))
+    # Without its bend the whole sampler is affine in the noise.
     with torch.no_grad():
-        found = images_of(network, 3)(range(40_000))
-    return float(found.mean()), float(found.std())
+        found = images_of(network, 3)(range(2))
+    slope = (found[1] - found[0]) / (NOISE[1] - NOISE[0])
+    return float(found[0] - slope * NOISE[0]), float(slope)
 
 
 def test_a_cubic_kernel_finds_mean_and_deviation(tmp_path):
@@ -113,7 +139,7 @@ def test_a_cubic_kernel_finds_mean_and_deviation(tmp_path):
 
 def test_a_linear_kernel_sees_the_mean_only(tmp_path):
     mean, std = fitted(tmp_path, "linear")
-    assert mean == pytest.approx(0.5, rel=0.05)
+    assert mean == pytest.approx(0.5, rel=0.1)
     assert std != pytest.approx(1.2, rel=0.1)
 
 
