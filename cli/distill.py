@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from .. import configs
-from ..distill.tables import FAMILY, TableConfig, learn_tables
+from ..distill.tables import TableConfig, learn_tables
 from ..eval.models import NetworkModel, load_model, pick_device
 from ..eval.settings import ModelConfig
+from ..samplers.family import FAMILY
 from . import console
 from .app import app
 from .console import Device, flag_values, key_values, listed, print_table, progress_bar
@@ -75,7 +76,8 @@ def fit(
 def table(
     context: typer.Context,
     run: Annotated[
-        str, typer.Argument(help="A name in configs/distill, or a YAML file.")
+        str,
+        typer.Argument(help="tables, or a YAML file such as configs/distill/table/tables.yaml."),
     ] = "tables",
     model: ModelName = None,
     nfe: Evaluations = None,
@@ -118,7 +120,7 @@ def table(
 @group.command(context_settings=ANY_SETTING)
 def mmd(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A name in configs/distill, or a YAML file.")],
+    run: Annotated[str, typer.Argument(help="mmd-mnist, or a YAML file like it.")],
     model: ModelName = None,
     data: Annotated[
         str | None, typer.Option(help="The real images: a folder, a .zip, an .npz.")
@@ -146,7 +148,7 @@ def mmd(
     # Here, because trainers take seconds to import.
     from ..distill.mmd import MMDConfig, finetune
 
-    values = configs.read(configs.find("distill", run))
+    values = configs.read(configs.find("distill/mmd", run))
     if model is not None or data is not None:
         # Another model has images of its own, and other images a judge of theirs.
         values.pop("judge", None)
@@ -169,7 +171,9 @@ def mmd(
 @group.command(context_settings=ANY_SETTING)
 def lsd(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A name in configs/distill, or a YAML file.")],
+    run: Annotated[
+        str, typer.Argument(help="lsd-countdown (a chain), lsd-text, or a YAML file like them.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="text, or the folder of another text model.")
     ] = None,
@@ -195,7 +199,7 @@ def lsd(
     from ..distill.lsd import LSDConfig, learn_jumps, token_model
 
     given = {"model": model, "nfe": listed(nfe), "objective": objective}
-    values = configs.read(configs.find("distill", run))
+    values = configs.read(configs.find("distill/lsd", run))
     config = configs.checked(LSDConfig, overridden(values, given, context.args, change), "settings")
     target = folder or Path("runs") / Path(run).stem
     loaded = token_model(config.model, pick_device(device))
@@ -244,7 +248,7 @@ def learn(
     folder: Path | None,
 ) -> None:
     """Learn tables as a run says, and print how they do."""
-    values = configs.read(configs.find("distill", run))
+    values = configs.read(configs.find("distill/table", run))
     if model is not None and model != values.get("model"):
         values["model"] = model
         # What a run says of features is about its own model.

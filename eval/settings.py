@@ -11,13 +11,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
 from .. import samplers
-from ..samplers.family import within
+from ..samplers.family import family_name, within
 from ..schedules import Grid, Schedule, VPLinear, grid
 
 # A misspelt key is an error.
@@ -36,6 +37,14 @@ def one_or_many(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def counted(value: Any) -> Any:
+    """Refuse what are no numbers of evaluations, in words of their own."""
+    for each in value:
+        if not str(each).strip().isdecimal() or int(each) < 1:
+            raise ValueError(f"whole numbers from 1, such as 3,5,8, not {each!r}")
+    return value
+
+
 def rising(value: tuple[float, ...]) -> tuple[float, ...]:
     """Sorted, each once."""
     return tuple(sorted(set(value)))
@@ -45,11 +54,15 @@ def rising(value: tuple[float, ...]) -> tuple[float, ...]:
 Evaluations = Annotated[
     tuple[PositiveInt, ...],
     Field(min_length=1),
+    BeforeValidator(counted),
     BeforeValidator(one_or_many),
     AfterValidator(rising),
 ]
 Scales = Annotated[
-    tuple[float, ...], Field(min_length=1), BeforeValidator(one_or_many), AfterValidator(rising)
+    tuple[NonNegativeFloat, ...],
+    Field(min_length=1),
+    BeforeValidator(one_or_many),
+    AfterValidator(rising),
 ]
 
 
@@ -155,16 +168,19 @@ def table_within(
 ) -> samplers.Tableau:
     """The table of one solver that spends `nfe`, or the most below that it can.
 
-    Of a file of tables it is one of those, at that `guidance` where they depend on it; ValueError
-    if they are of another noise schedule.
+    Of a file of tables it is one of those, at that `guidance` where they depend on it. Raises
+    TooFewEvaluations if it can spend none, and ValueError if tables are of another noise schedule.
     """
     if samplers.is_family(solver.name):
-        table = within(samplers.load_family(solver.name, guidance), nfe)
+        try:
+            table = within(samplers.load_family(solver.name, guidance), nfe)
+        except samplers.TooFewEvaluations as error:
+            raise samplers.TooFewEvaluations(f"{solver.name}: {error}") from error
         if table.grid.schedule != schedule:
             raise ValueError(
                 f"{solver.name} has tables of {table.grid.schedule}, not of {schedule}"
             )
-        return table.renamed(Path(solver.name).stem)
+        return table.renamed(family_name(solver.name))
     law = schedule
     if solver.law == "vp":
         law = VPLinear.between(*(float(schedule.nsr(t)) for t in (schedule.t_min, schedule.t_max)))

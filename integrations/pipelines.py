@@ -10,7 +10,8 @@ from ..samplers import Tableau, is_family, load_family
 from .families import FAMILIES
 from .keys import NODE_KEYS, replaced_keys
 from .placement import sigma_spacing
-from .plan import held_tables
+from .plan import held_tables, make_plan
+from .request import Request
 from .scheduler import TableauScheduler
 
 
@@ -34,8 +35,8 @@ def use(
     Parameters
     ----------
     solver
-        A name of `samplers.solvers()`; or a table, the path of one or of a family (also as text
-        that ends in .json), a name of `samplers.families()`, or a mapping from numbers of
+        A name of `samplers.solvers()`; or a table, the path of one, of a family or of the folder
+        of one (also as text), a name of `samplers.families()`, or a mapping from numbers of
         evaluations to tables or paths.
     spacing
         A name of `schedules.SPACINGS` in place of the nodes.
@@ -50,7 +51,8 @@ def use(
     Raises
     ------
     ValueError
-        If `pipe` has no scheduler, or one of no class that is known.
+        If `pipe` has no scheduler, or one of no class that is known, or if tables are of another
+        noise schedule, or none is within `nfe`.
     """
     own = getattr(pipe, "scheduler", None)
     if own is None:
@@ -75,6 +77,9 @@ def use(
         # A config says which class it is of only once it was saved.
         config["_class_name"] = type(original).__name__
     scheduler = TableauScheduler.from_config(config, **chosen)
+    for rows in held_tables(scheduler.config["tableau"]) if scheduler.config["tableau"] else ():
+        # What cannot run is said now, and not in the middle of a call.
+        make_plan(dict(scheduler.config), Request(rows, mu=1.0))
     scheduler.replaced = original
     pipe.scheduler = scheduler
     if verbose:
@@ -85,7 +90,10 @@ def use(
 def written(table: str | Tableau | Path | Mapping[str, Any]) -> dict[str, Any]:
     """A table as a config holds it."""
     if isinstance(table, str | Path):
-        table = Tableau.load(table)
+        found = load_family(table)
+        if len(found) > 1:
+            raise ValueError(f"{table} has tables of {', '.join(map(str, found))} evaluations")
+        (table,) = found.values()
     return table.to_dict() if isinstance(table, Tableau) else dict(table)
 
 

@@ -219,7 +219,7 @@ def held_to_nfe(config: Config, law: Law, request: Request) -> Request:
         # Most solvers take one evaluation a step.
         steps = nfe if not too_many(nfe) else bisect(range(1, nfe), False, key=too_many)
     if steps < 1:
-        raise ValueError(f"nfe={nfe}: the shortest run takes more evaluations")
+        raise ValueError(f"nfe={nfe}: the shortest run takes more network evaluations")
     return Request(steps, mu=request.mu)
 
 

@@ -25,7 +25,7 @@ from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .streams import noise, random_labels
-from .tableau import Expanded, Tableau
+from .tableau import Expanded, Tableau, TooFewEvaluations
 from .trace import trace
 from .unipc import unipc
 
@@ -40,6 +40,7 @@ __all__ = [
     "StateHook",
     "Tableau",
     "TimeMap",
+    "TooFewEvaluations",
     "adams",
     "advance",
     "build",

@@ -79,14 +79,15 @@ def lagrange(knots: Sequence[float], at: float) -> tuple[float, ...]:
 class Blend:
     """Tables at some guidance scales, and by a polynomial through them at all between.
 
-    Raises ValueError unless there is a table for each of `scales`, which rise.
+    Of a table that is for any scale there is one, and no scale. Raises ValueError unless there is
+    otherwise a table for each of `scales`, which rise.
     """
 
     scales: tuple[float, ...]
     tables: tuple[Tableau, ...]
 
     def __post_init__(self) -> None:
-        if len(self.scales) != len(self.tables) or not self.tables:
+        if len(self.tables) not in ({1} if not self.scales else {len(self.scales)}):
             raise ValueError(f"{len(self.tables)} tables for {len(self.scales)} scales")
         if any(b <= a for a, b in zip(self.scales, self.scales[1:], strict=False)):
             raise ValueError(f"scales must rise, not {self.scales}")
@@ -106,12 +107,15 @@ class Blend:
 
     def at(self, scale: float) -> Tableau:
         """The table of a scale; beyond those it was learned at, that of the nearest, warned of."""
+        if not self.scales:
+            return self.tables[0]
         low, high = self.scales[0], self.scales[-1]
         near = min(max(scale, low), high)
         if near != scale:
+            reach = " to ".join(f"{each:g}" for each in sorted({low, high}))
             warnings.warn(
-                f"guidance {scale:g} is outside {low:g} to {high:g}, which {self.tables[0].name} "
-                f"was learned for: the table of {near:g} is taken",
+                f"guidance {scale:g} is not {reach}, which {self.tables[0].name} was learned for: "
+                f"the table of {near:g} is taken",
                 stacklevel=2,
             )
         return mixed(self.tables, lagrange(self.scales, near))

@@ -10,10 +10,12 @@ from .. import configs
 from ..storage import write_json
 from . import files
 from .blend import Blend
-from .tableau import Tableau
+from .tableau import Tableau, TooFewEvaluations
 
 FORMAT = "fewstep.family"
 VERSION = 1
+# Of a run, in its folder.
+FAMILY = "tables.json"
 # Of the packaged files.
 KIND = "solvers"
 
@@ -24,8 +26,38 @@ def families() -> list[str]:
 
 
 def is_family(name: str) -> bool:
-    """Whether a text means tables in a file: one that ends in .json, or a packaged family."""
-    return name.endswith(".json") or name in families()
+    """Whether a text means tables: a packaged family, a .json file, or a folder with such tables.
+
+    No solver's name has a slash, so a text with one is a path.
+    """
+    path = Path(name)
+    return (
+        name in families()
+        or path.suffix == ".json"
+        or path.name != name
+        or (path / FAMILY).is_file()
+    )
+
+
+def family_name(name: str) -> str:
+    """What tables are called: like their file, or, for those of a run, like its folder."""
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve().name
+    return path.resolve().parent.name if path.name == FAMILY else path.stem
+
+
+def located(name: str | Path) -> Path:
+    """The file of what `is_family`; FileNotFoundError if there is none."""
+    path = Path(name)
+    if str(name) in families():
+        return configs.packaged(KIND) / f"{name}.json"
+    if path.is_dir():
+        path = path / FAMILY
+    if not path.is_file():
+        known = f"; with fewstep comes {', '.join(families())}" if families() else ""
+        raise FileNotFoundError(f"no tables in {name}: there is no file {path}{known}")
+    return path
 
 
 def save_family(tables: Mapping[int, Tableau | Blend], path: str | Path) -> None:
@@ -51,16 +83,17 @@ def written(table: Tableau | Blend) -> dict[str, Any]:
 def load_family(path: str | Path, guidance: float | None = None) -> dict[int, Tableau]:
     """The tables of a file of `save_family`, or the one of a file of `Tableau.save`, by NFE.
 
-    `path` may be the name of one of `families`. `guidance` is the scale for which tables that
-    depend on it are wanted. Raises ValueError that says what is wrong with a bad file, and if it
-    needs a scale that is not given.
+    `path` may be the name of one of `families`, and a folder with `FAMILY`. `guidance` is the scale
+    for which tables that depend on it are wanted; there is a warning where they were not learned
+    for it. Raises ValueError that says what is wrong with a bad file, and if it needs a scale that
+    is not given.
     """
     found = {}
     for nfe, each in load_blends(path).items():
-        if len(each.tables) == 1:
-            found[nfe] = each.tables[0]
-        elif guidance is not None:
+        if guidance is not None:
             found[nfe] = each.at(guidance)
+        elif len(each.tables) == 1:
+            found[nfe] = each.tables[0]
         else:
             low, high = each.scales[0], each.scales[-1]
             raise ValueError(
@@ -71,12 +104,11 @@ def load_family(path: str | Path, guidance: float | None = None) -> dict[int, Ta
 
 def load_blends(path: str | Path) -> dict[int, Blend]:
     """What is in such a file, for all scales; a plain table is a blend of itself."""
-    if str(path) in families():
-        path = configs.packaged(KIND) / f"{path}.json"
-    data = files.read(Path(path))
+    path = located(path)
+    data = files.read(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         table = Tableau.from_dict(data, str(path))
-        return {table.nfe: Blend((1.0,), (table,))}
+        return {table.nfe: Blend((), (table,))}
     if data.get("version") != VERSION or not isinstance(data.get("tables"), dict):
         raise ValueError(f"{path}: schema {data.get('version')!r}; this fewstep reads {VERSION}")
     found = [read(each, f"{path}: table {nfe}") for nfe, each in data["tables"].items()]
@@ -86,7 +118,7 @@ def load_blends(path: str | Path) -> dict[int, Blend]:
 def read(data: Any, where: str) -> Blend:
     """Inverse of `written`, with validation."""
     if not isinstance(data, dict) or "guidance" not in data:
-        return Blend((1.0,), (Tableau.from_dict(data, where),))
+        return Blend((), (Tableau.from_dict(data, where),))
     scales, tables = data["guidance"], data.get("tables")
     if not isinstance(scales, list) or not isinstance(tables, list):
         raise ValueError(f"{where}: guidance and tables must be lists")
@@ -98,9 +130,9 @@ def read(data: Any, where: str) -> Blend:
 
 
 def within(tables: Mapping[int, Tableau], nfe: int) -> Tableau:
-    """The table that takes the most evaluations within `nfe`; ValueError if all take more."""
+    """The table of most evaluations within `nfe`; TooFewEvaluations if all take more."""
     possible = [each for each in tables if each <= nfe]
     if not possible:
         known = ", ".join(map(str, tables))
-        raise ValueError(f"there are tables of {known} evaluations, and none within {nfe}")
+        raise TooFewEvaluations(f"there are tables of {known} evaluations, and none within {nfe}")
     return tables[max(possible)]

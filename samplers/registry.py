@@ -16,7 +16,7 @@ from .dpm import adams, dpm, dpm_singlestep, sde_dpm
 from .pndm import pndm
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
-from .tableau import Tableau
+from .tableau import Tableau, TooFewEvaluations
 from .unipc import unipc
 
 
@@ -244,10 +244,10 @@ def build_within(name: str, nfe: int, make_grid: Callable[[int], Grid], **option
     """The table with the most steps that costs at most `nfe` evaluations.
 
     `make_grid(steps)` makes the grid; solvers with several evaluations a step get fewer steps.
-    Raises ValueError when even one step costs more.
+    Raises TooFewEvaluations when even one step costs more.
     """
     for steps in range(nfe, 0, -1):
         table = build(name, make_grid(steps), **options)
         if table.nfe <= nfe:
             return table
-    raise ValueError(f"{name}: one step takes more than {nfe} network evaluations")
+    raise TooFewEvaluations(f"{name}: one step takes more than {nfe} network evaluations")

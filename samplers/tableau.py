@@ -31,6 +31,10 @@ class Expanded(NamedTuple):
     noise: Float
 
 
+class TooFewEvaluations(ValueError):
+    """Nothing of a solver fits into the network evaluations that were asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tableau:
     """x[n+1] = carry[n] x[n] + sum_{k<=n} weights[n,k] m[k] + sum_{k<=n} noise[n,k] z[k].

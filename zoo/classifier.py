@@ -149,7 +149,15 @@ def train_classifier(
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """The classifier that `train_classifier` saved in `folder`, in evaluation mode, on the CPU."""
+    """The classifier that `train_classifier` saved in `folder`, in evaluation mode, on the CPU.
+
+    Raises FileNotFoundError that says how to make it if there is none.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no classifier in {folder}: `fewstep train mnist-classifier --out {folder}` makes one "
+            "(a few minutes), of other features with --set architecture=lenet --set seed=1"
+        )
     card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = ClassifierConfig(**card["config"])
     classifier = Classifier(config.architecture, config.classes)

@@ -2,8 +2,8 @@
 
 from .config import TableConfig
 from .gauss_newton import refine
-from .learn import FAMILY, Learned, learn_tables
+from .learn import Learned, learn_tables
 from .nodes import place
 from .teacher import Teacher
 
-__all__ = ["FAMILY", "Learned", "TableConfig", "Teacher", "learn_tables", "place", "refine"]
+__all__ = ["Learned", "TableConfig", "Teacher", "learn_tables", "place", "refine"]

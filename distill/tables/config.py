@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from ... import samplers
 from ...eval.models import LabelRule
 from ...eval.settings import SEEDS, STRICT, Evaluations, ExtractorConfig, ModelConfig, Scales
 from ...samplers.fit import Free
@@ -77,8 +78,20 @@ class TableConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def by_name(cls, values: Any) -> Any:
-        """Accept settings of the training by their own names."""
-        return gathered(values, None)
+        """Accept settings of the training by their own names, with its length among them."""
+        found = gathered(values, None)
+        told = found.get("training") if isinstance(found, dict) else None
+        if isinstance(told, dict) and "max_train_steps" not in told:
+            raise ValueError(
+                f"{', '.join(told)}: of a descent, which there is only with max_train_steps"
+            )
+        return found
+
+    @field_validator("base")
+    @classmethod
+    def known(cls, value: str) -> str:
+        """Refuse a solver that there is not before anything is learned."""
+        return samplers.solver(value).name
 
     @field_validator("first_seed")
     @classmethod

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ STEP, TIME_STEP = 1e-3, 2e-3
 # The damping, relative to the diagonal, to begin with and at least.
 DAMPING, LEAST = 1e-3, 1e-6
 TRIES = 6
+# Steps in a row that may be no better by what judges.
+PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,27 @@ def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
     return with_coordinates(table, Coordinates(time, label, carry, weights))
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """Where a refinement is after `step` steps, as JSON values, and what it needs to go on.
+
+    `tables` have the loss `error` on the batches, `best` the loss `judged` on what judges; the last
+    `idle` steps were none better.
+    """
+
+    step: int
+    tables: list[dict[str, Any]]
+    error: float
+    best: list[dict[str, Any]]
+    judged: float
+    damping: float
+    idle: int
+
+
+def forgotten(refinement: Refinement) -> None:
+    """Keep nothing."""
+
+
 def refine(
     batches: Sequence[Trajectories],
     tables: Sequence[Tableau],
@@ -82,6 +105,8 @@ def refine(
     objective: Objective = SQUARES,
     held_out: Sequence[Trajectories] = (),
     at_once: int | None = None,
+    begun: Refinement | None = None,
+    keep: Callable[[Refinement], None] = forgotten,
     progress: Progress = silent,
 ) -> list[Tableau]:
     """The tables whose samples end nearest to a teacher's, by an objective; no gradients.
@@ -92,7 +117,8 @@ def refine(
     and those of the last row none. A sample gives as many equations as it has pixels: a few hundred
     samples determine dozens of numbers, where a descent by gradients takes thousands of runs. A
     step is derived from `at_once` of the batches in turn (None: all), and has to lower the loss of
-    all. What is best on `held_out` (or else on `batches`) is returned. `free` as in `fit`.
+    all. What is best on `held_out` (or else on `batches`) is returned. `free` as in `fit`. `keep`
+    is given every step, and a refinement `begun` before goes on as if it had not stopped.
 
     Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
     knows no schedule.
@@ -100,14 +126,21 @@ def refine(
     for table in tables:
         if table.basis != "x0" or table.stochastic:
             raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")
-    tables = list(tables)
     judges = held_out or batches
-    error, best = objective.loss(batches, tables), (objective.loss(judges, tables), tables)
-    damping, idle = DAMPING, 0
+    if begun is None:
+        tables = list(tables)
+        error, best = objective.loss(batches, tables), (objective.loss(judges, tables), tables)
+        first, damping, idle = 0, DAMPING, 0
+    else:
+        tables = list(map(Tableau.from_dict, begun.tables))
+        error, best = begun.error, (begun.judged, list(map(Tableau.from_dict, begun.best)))
+        first, damping, idle = begun.step, begun.damping, begun.idle
     size = at_once or len(batches)
     found = knobs(tables[0], what, free)
     # A single last row that is not free has no number to change.
-    for step in range(steps if found else 0):
+    for step in range(first, steps if found else 0):
+        if idle == PATIENCE:
+            break
         some = [batches[(step * size + i) % len(batches)] for i in range(size)]
         gram, right = normal_equations(some, tables, found, objective)
         for _ in range(TRIES):
@@ -123,9 +156,9 @@ def refine(
         judged = objective.loss(judges, tables)
         idle = 0 if judged < best[0] else idle + 1
         best = min(best, (judged, tables), key=lambda pair: pair[0])
-        progress(step + 1, steps, f"NFE {tables[0].nfe}: loss {best[0]:.4g}")
-        if idle == 2:
-            break
+        progress(step + 1, steps, f"NFE {tables[0].nfe}, refined: loss {best[0]:.4g}")
+        here, held = ([table.to_dict() for table in each] for each in (tables, best[1]))
+        keep(Refinement(step + 1, here, error, held, best[0], damping, idle))
     return best[1]
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,23 +19,22 @@ from ...eval.models import NetworkModel
 from ...eval.progress import Progress, silent
 from ...samplers import Tableau
 from ...samplers.blend import Blend
-from ...samplers.family import load_blends
+from ...samplers.family import FAMILY, load_blends
 from ...samplers.fit import Trajectories, fit_rows, plain
 from ...schedules import grid
-from ...storage import digest
+from ...storage import digest, read_json, write_json
 from ...training import accelerator_for, train
 from ...training.settings import FREE
 from ..result import save_scheduler, write_card
 from .config import TableConfig
 from .descent import table_task
-from .gauss_newton import refine
+from .gauss_newton import Refinement, refine
 from .learned import LearnedTable
 from .lessons import first_batches, pairs, taught
 from .nodes import place
 from .objective import Objective, distance
 from .teacher import Teacher
 
-FAMILY = "tables.json"
 # Solvers that a learned table is set beside.
 PEERS = ("unipc-3", "ipndm-2")
 PLACED: tuple[tuple[str, Literal["zero", "min"]], ...] = (
@@ -130,6 +129,7 @@ def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None
         [
             *(f"{nfe}", f"{each.peer_error:.4f} ({each.record['peer']})", f"{each.error:.4f}"),
             *(f"{each.error / each.peer_error:.2f}", f"{each.record['seconds']:.0f} s"),
+            str(each.record.get("seeds", "")),
             ", ".join(f"{label:.4g}" for label in each.table.grid.label[:-1]),
         ]
         for nfe, each in found.items()
@@ -144,7 +144,7 @@ def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None
         f'`fewstep.use(pipe, "{FAMILY}")`, with `guidance=` if it is '
         "for several scales. Without fewstep only the times are of use (`timesteps=` of a "
         "scheduler that takes them).",
-        ["NFE", "best solver's error", "error", "ratio", "processor time", "times"],
+        ["NFE", "best solver's error", "error", "ratio", "processor time", "seeds", "times"],
         rows,
         {str(nfe): each.record["settings"] for nfe, each in found.items()},
         model.device,
@@ -175,12 +175,25 @@ def learn(
     folder: Path,
     progress: Progress,
 ) -> tuple[Blend, dict[str, Any]]:
-    """The tables of one NFE, and the record of how they were learned; a training is in `folder`."""
-    begun = time.process_time()
+    """The tables of one NFE, and the record of how; what stops goes on from `folder`."""
+    clock = time.process_time()
+    kept = folder / "refinement.json"
+    begun: dict[str, Any] = read_json(kept) if kept.exists() else {"seconds": 0.0, "state": None}
     count = first_batches(teacher.batches, config.samples)
     objective = objective_of(config, model, teacher)
     lessons, held_out = teacher.batches[:count], teacher.batches[count:]
-    if config.fitted:
+
+    def spent() -> float:
+        return begun["seconds"] + time.process_time() - clock
+
+    def keep(state: Refinement) -> None:
+        write_json(kept, {"seconds": spent(), "state": asdict(state)})
+
+    state = None if begun["state"] is None else Refinement(**begun["state"])
+    if state is not None:
+        # What they were fitted to, and where, was found before.
+        tables = list(map(Tableau.from_dict, state.tables))
+    elif config.fitted:
         tables = closest(config, teacher.part(0, count), nfe, objective, progress)
     else:
         table = plain(config.base, grid(model.schedule, nfe, config.spacing))
@@ -195,6 +208,8 @@ def learn(
             objective=objective,
             held_out=held_out,
             at_once=first_batches(lessons, min(config.sketch, config.samples)),
+            begun=state,
+            keep=keep,
             progress=progress,
         )
     if config.training is not None:
@@ -221,7 +236,8 @@ def learn(
         "error": distance(held_out, tables),
         "peer": peer,
         "peer_error": found[peer],
-        "seconds": time.process_time() - begun,
+        "seconds": spent(),
+        "seeds": f"{config.first_seed}-{config.first_seed + config.samples + config.held_out - 1}",
         "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"nfe"}),
     }
     return Blend(config.knots, tuple(tables)), record

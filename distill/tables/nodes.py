@@ -54,7 +54,7 @@ def place(
         if places not in tried:
             tried[places] = placed(teacher, places, base, ridge, free, objective)
             best = min(each.loss for each in tried.values())
-            progress(len(tried), len(spreads) + moves, f"NFE {nfe}: loss {best:.4g}")
+            progress(len(tried), len(spreads) + moves, f"NFE {nfe}, nodes: loss {best:.4g}")
         return tried[places].loss
 
     best = min(spreads, key=attempt)

@@ -55,25 +55,36 @@ def plan(config: BenchConfig, schedule: Schedule, panel: Panel, seed: int) -> li
     """Build the tables of all cells of a panel, cheap ones first.
 
     A solver that cannot spend exactly an NFE gets the largest it can spend below. Where that
-    repeats a cell, there is none. Raises ValueError if two curves come out under one name.
+    repeats a cell, or it can spend none, there is none. Raises ValueError if a solver has no cell
+    at all, and if two curves come out under one name.
     """
     suffix = f"-{panel.model}" if len(config.models) > 1 else ""
     suffix += f"-g{panel.guidance:g}" if len(config.guidance) > 1 else ""
     suffix += f"-s{seed}" if len(config.seeds) > 1 else ""
     cells: dict[str, Cell] = {}
     owners: dict[str, tuple[SolverConfig, str]] = {}
+    reasons: dict[str, samplers.TooFewEvaluations] = {}
+    able: set[str] = set()
     for nfe in sorted({*config.nfe, *(n for solver in config.solvers for n in solver.nfe)}):
         for solver in config.solvers:
             if nfe not in (solver.nfe or config.nfe):
                 continue
             for spacing in (solver.spacing,) if solver.spacing else config.spacings:
                 scale = panel.guidance
-                table = table_within(schedule, solver, nfe, spacing, config.end, scale)
+                try:
+                    table = table_within(schedule, solver, nfe, spacing, config.end, scale)
+                except samplers.TooFewEvaluations as error:
+                    reasons[solver.name] = error
+                    continue
+                able.add(solver.name)
                 curve = curve_name(config, solver, table.name, spacing)
                 cell = Cell(panel, curve, spacing, nfe, seed, table, suffix)
                 if owners.setdefault(curve, (solver, spacing)) != (solver, spacing):
                     raise ValueError(f"two curves are called {curve}: give one of them a `label`")
                 cells.setdefault(cell.slug, cell)
+    for name, reason in reasons.items():
+        if name not in able:
+            raise reason
     return list(cells.values())
 
 

@@ -51,7 +51,7 @@ def test_tables_are_learned_shown_and_sampled_with(tmp_path, pipe, command):
         "sample", "--model", pipe, "--solver", path, "--nfe", 3, "--count", 2,
         "--out", tmp_path / "a.png", "--device", "cpu",
     )  # fmt: skip
-    assert "by tables, NFE 3" in said
+    assert f"by {tmp_path.name}, NFE 3" in said
     pipeline = tiny.ddpm()
     scheduler = use(pipeline, path, verbose=False)
     scheduler.set_timesteps(2)
@@ -62,7 +62,14 @@ def test_tables_are_learned_shown_and_sampled_with(tmp_path, pipe, command):
 def test_mistakes_are_explained(tmp_path, pipe):
     options = ("--model", pipe, *QUICK, "--out", tmp_path)
     assert "no such key; did you mean moves?" in run("fit", *options, "--set", "movez=1", code=2)
-    assert "nfe" in run("fit", *options, "--nfe", "0", code=2)
+    for wrong in ("0", "-3", "four", "3.5"):
+        said = run("fit", *options, f"--nfe={wrong}", code=2)
+        assert f"nfe: whole numbers from 1, such as 3,5,8, not '{wrong}'" in said
+        assert said.count("nfe") == 1
+    assert "unknown solver 'unipcc'" in run("fit", *options, "--base", "unipcc", code=2)
+    assert "guidance.0" in run("fit", *options, "--guidance=-2", code=2)
+    said = run("distill", "table", *options, "--learning_rate", "1e-3", code=2)
+    assert "learning_rate: of a descent, which there is only with max_train_steps" in said
     assert "--set wants key=value" in run("fit", *options, "--set", "moves", code=2)
     assert "there are tables of" not in run("fit", *options, "--nfe", 2)
     said = run("show", tmp_path / "tables.json", "--nfe", 1, code=2)
@@ -83,7 +90,7 @@ def test_settings_have_the_names_of_diffusers_scripts(tmp_path, pipe):
     assert len(journal.read_text().splitlines()) == 2
     # The first word may be a setting, too.
     assert "training.learning_rate" in run(
-        "distill", "table", "--learning_rate", "fast", *options, code=2
+        "distill", "table", "--learning_rate", "fast", "--max_train_steps", 2, *options, code=2
     )
     assert "unexpected argument '7'" in run("fit", *options, "--moves", 1, 7, code=2)
     assert "is more than the 8 samples" in run("fit", *options, "--max_train_steps", 1, code=2)
@@ -104,8 +111,16 @@ def test_a_network_is_tuned(tmp_path):
     said = run("distill", "mmd", "mmd-mnist", *options)
     assert "kd_pixels" in said
     assert (tmp_path / "out" / "model" / "model_index.json").exists()
-    assert "no configuration 'nope'; there is fit, lsd-countdown" in run(
+    assert "no configuration 'nope'; there is mmd-mnist, or give" in run(
         "distill", "mmd", "nope", code=2
+    )
+    assert "`fewstep train mnist-classifier" in run(
+        "distill",
+        "mmd",
+        "mmd-mnist",
+        "--set",
+        "spaces=[{features: {id: mnist-classifier, options: {path: nowhere}}}]",
+        code=3,
     )
 
 

@@ -115,6 +115,10 @@ def test_tables(tmp_path):
     with pytest.raises(ValueError, match="tables of 5 evaluations, not 6"):
         calls(fewstep.use(pipe, table, verbose=False), 6)
     assert calls(fewstep.use(pipe, table, nfe=5, verbose=False), 50)[0] == 5
+    own = pipe.scheduler
+    with pytest.raises(ValueError, match="nfe=3: the shortest run takes more"):
+        fewstep.use(pipe, table, nfe=3, verbose=False)
+    assert pipe.scheduler is own
     held = {"5": table.to_dict(), "7": table.to_dict()}
     assert calls(fewstep.use(pipe, held, nfe=6, verbose=False), 50)[0] == 5
     with pytest.raises(ValueError, match="the tableau under 7 has 5 rows"):
@@ -175,10 +179,10 @@ def test_a_table_of_another_model_is_refused(kind):
     schedule, _ = samplers.from_diffusers_config(SD)
     table = samplers.build("ab-3", fewstep.grid(schedule, 5, "lam"))
     with pytest.raises(ValueError, match="made for another noise schedule: its node"):
-        fewstep.use(pipeline(kind), table, verbose=False).set_timesteps(5)
+        fewstep.use(pipeline(kind), table, verbose=False)
     other = {**SD, "beta_schedule": "squaredcos_cap_v2"}
     with pytest.raises(ValueError, match="made for another noise schedule"):
-        fewstep.use(pipeline(**other), table, verbose=False).set_timesteps(5)
+        fewstep.use(pipeline(**other), table, verbose=False)
 
 
 def test_a_learned_table_may_tell_the_network_other_times():

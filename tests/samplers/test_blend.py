@@ -64,11 +64,25 @@ def test_a_blend_is_its_tables_at_their_scales_and_between():
         same(blend.at(scale), each, atol=1e-12)
     between = blend.at(1.5)
     same(between, mixed(tables, lagrange(blend.scales, 1.5)), atol=0)
-    with pytest.warns(UserWarning, match=r"guidance 9 is outside 1 to 5"):
+    with pytest.warns(UserWarning, match=r"guidance 9 is not 1 to 5"):
         same(blend.at(9.0), tables[-1], atol=1e-12)
 
 
+def test_a_single_scale_is_the_one_it_is_for():
+    blend = Blend((2.0,), (table(),))
+    same(blend.at(2.0), table(), atol=0)
+    with pytest.warns(UserWarning, match=r"guidance 3 is not 2, which .* was learned for"):
+        same(blend.at(3.0), table(), atol=0)
+
+
+def test_a_table_of_no_scale_is_for_all(recwarn):
+    same(Blend((), (table(),)).at(7.0), table(), atol=0)
+    assert not recwarn
+
+
 def test_bad_blends_are_named():
+    with pytest.raises(ValueError, match="2 tables for 0 scales"):
+        Blend((), (table(), table()))
     with pytest.raises(ValueError, match="1 tables for 2 scales"):
         Blend((1.0, 2.0), (table(),))
     with pytest.raises(ValueError, match="scales must rise"):

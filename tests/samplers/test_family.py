@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from fewstep import samplers
-from fewstep.samplers import load_family, save_family
-from fewstep.samplers.family import within
+from fewstep.samplers import TooFewEvaluations, load_family, save_family
+from fewstep.samplers.family import FAMILY, family_name, within
 from fewstep.schedules import VPLinear, grid
 
 LAW = VPLinear()
@@ -34,8 +34,32 @@ def test_one_table_is_a_family_of_one(tmp_path):
 def test_the_most_that_fits_is_taken():
     assert within(tables(), 7).nfe == 5
     assert within(tables(), 50).nfe == 8
-    with pytest.raises(ValueError, match="tables of 8, 3, 5 evaluations, and none within 2"):
+    with pytest.raises(TooFewEvaluations, match="tables of 8, 3, 5 evaluations, and none within 2"):
         within(tables(), 2)
+
+
+def test_what_names_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_family(tables(), tmp_path / "runs" / "fit" / FAMILY)
+    for name in ("runs/fit", "runs/fit/tables.json", "mnist-learned", "a.json", "no/where"):
+        assert samplers.is_family(name)
+    (tmp_path / "ddim").mkdir()
+    for name in ("ddim", "unipc-3", "mnist-learnt"):
+        assert not samplers.is_family(name)
+    monkeypatch.chdir(tmp_path / "runs")
+    assert samplers.is_family("fit")
+    assert list(load_family("fit")) == [3, 5, 8]
+    names = ("fit", "fit/tables.json", "/a/b.json", "mnist-learned")
+    assert [family_name(each) for each in names] == ["fit", "fit", "b", "mnist-learned"]
+    monkeypatch.chdir(tmp_path / "runs" / "fit")
+    assert family_name("tables.json") == "fit"
+
+
+@pytest.mark.parametrize("name", ["no.json", "no/where", "."])
+def test_tables_that_are_not_there_are_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"no tables in {name}: there is no file"):
+        load_family(name)
 
 
 def test_a_table_under_another_number_is_refused(tmp_path):

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
-from fewstep import samplers
+from fewstep import Tableau, samplers
 from fewstep.distill.tables import gauss_newton, refine
-from fewstep.distill.tables.gauss_newton import Knob, knobs, normal_equations, size, turned
+from fewstep.distill.tables.gauss_newton import (
+    Knob,
+    Refinement,
+    knobs,
+    normal_equations,
+    size,
+    turned,
+)
 from fewstep.distill.tables.objective import Objective, distance, ends
 from fewstep.samplers.blend import consistent
 from fewstep.samplers.fit import fit_rows
@@ -228,3 +236,22 @@ def test_it_stops_when_held_out_samples_get_no_better():
     held = held_out().trajectories(plain(6))[1]
     refine(met, [table], steps=40, held_out=held, progress=lambda *each: told.append(each))
     assert len(told) < 20
+
+
+def test_a_refinement_goes_on_as_if_it_had_not_stopped():
+    met, table = fitted(4, 60)
+    met = [*met, *teacher(60, 30).trajectories(plain(4))[1]]
+    options = {"held_out": held_out().trajectories(plain(4))[1], "at_once": 2}
+    states = []
+    (whole,) = refine(met, [table], steps=5, keep=states.append, **options)
+    assert [state.step for state in states] == [1, 2, 3, 4, 5][: len(states)]
+    state = Refinement(**json.loads(json.dumps(asdict(states[1]))))
+    rest = []
+    (parts,) = refine(met, [table], steps=5, begun=state, keep=rest.append, **options)
+    np.testing.assert_array_equal(parts.weights, whole.weights)
+    np.testing.assert_array_equal(parts.grid.time, whole.grid.time)
+    assert [s.step for s in rest] == [s.step for s in states[2:]]
+    # One that had given up gives up.
+    done = replace(states[1], idle=2)
+    (found,) = refine(met, [table], steps=5, begun=done, **options)
+    np.testing.assert_array_equal(found.weights, Tableau.from_dict(done.best[0]).weights)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from fewstep import samplers
+from fewstep.distill.tables import learn as learn_module
 from fewstep.distill.tables.config import TableConfig
-from fewstep.distill.tables.learn import FAMILY, key_of, learn_tables, objective_of
+from fewstep.distill.tables.learn import key_of, learn_tables, objective_of
 from fewstep.distill.tables.lessons import divided, first_batches, pairs, taught
 from fewstep.distill.tables.objective import distance
 from fewstep.eval.models import Draw
 from fewstep.eval.models.networks import edm_model, placed, unet_model
 from fewstep.eval.settings import SolverConfig, table_within
+from fewstep.samplers.family import FAMILY
 from fewstep.schedules import EDM, VPDiscrete, betas, grid
 from pydantic import ValidationError
 
@@ -161,7 +163,10 @@ def test_a_file_of_tables_is_a_solver(tmp_path):
     learn_tables(config(nfe=[3, 4]), curved(), tmp_path)
     path = str(tmp_path / FAMILY)
     table = table_within(curved().schedule, SolverConfig(name=path), 10, "uniform", "zero")
-    assert (table.nfe, table.name) == (4, "tables")
+    # Of a run it is called like its folder, and the folder will do.
+    assert (table.nfe, table.name) == (4, tmp_path.name)
+    again = table_within(curved().schedule, SolverConfig(name=str(tmp_path)), 3, "uniform", "zero")
+    assert again.nfe == 3
     with pytest.raises(ValueError, match=r"has tables of VPDiscrete.*, not of EDM"):
         table_within(EDM(), SolverConfig(name=path), 10, "karras", "zero")
 
@@ -305,3 +310,24 @@ def test_pairs_have_the_labels_of_their_samples(tmp_path):
 def test_a_teacher_with_stages_is_refused(tmp_path, solver):
     with pytest.raises(ValueError, match="has stages"):
         learn_tables(config(solver=solver), curved(), tmp_path)
+
+
+def test_a_stopped_refinement_goes_on_where_it_was(tmp_path, monkeypatch):
+    wanted = config(nfe=[4], steps=4)
+    (whole,) = learn_tables(wanted, curved(), tmp_path / "whole").values()
+
+    def stop(done, total, text):
+        if total == 4 and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_tables(wanted, curved(), tmp_path / "parts", stop)
+
+    def again(*args, **kwargs):
+        raise AssertionError("nodes are known")
+
+    monkeypatch.setattr(learn_module, "place", again)
+    (found,) = learn_tables(wanted, curved(), tmp_path / "parts").values()
+    np.testing.assert_array_equal(found.table.weights, whole.table.weights)
+    np.testing.assert_array_equal(found.table.grid.time, whole.table.grid.time)
+    assert found.error == whole.error

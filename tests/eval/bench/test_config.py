@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from fewstep import configs
+from fewstep import configs, samplers
 from fewstep.eval.bench import BenchConfig, panels, plan
 from fewstep.eval.settings import ModelConfig
-from fewstep.schedules import EDM, VPDiscrete, betas
+from fewstep.schedules import EDM, VPDiscrete, betas, grid
 
 LATENT = VPDiscrete(betas("scaled_linear", 1000, 0.00085, 0.012))
 
@@ -33,6 +33,19 @@ def test_nfe_is_sorted_and_names_are_solvers():
     config = BenchConfig(name="a", solvers=["ddim", {"name": "heun"}], nfe=[9, 3, 9])
     assert config.nfe == (3, 9)
     assert [solver.name for solver in config.solvers] == ["ddim", "heun"]
+
+
+def test_there_is_no_cell_where_a_solver_fits_no_evaluations(tmp_path):
+    law = VPDiscrete(betas())
+    tables = {n: samplers.build("unipc-3", grid(law, n)) for n in (4, 6)}
+    samplers.save_family(tables, tmp_path / "mine" / "tables.json")
+    solvers = ["ddim", str(tmp_path / "mine"), {"name": "heun", "label": "h"}]
+    found = cells(BenchConfig(name="a", solvers=solvers, nfe=[1, 3, 5, 6]), law)
+    by = {name: [cell.nfe for cell in found if cell.curve == name] for name in ("mine", "h")}
+    assert by == {"mine": [5, 6], "h": [1, 3, 5]}
+    assert [cell.table.nfe for cell in found if cell.curve == "mine"] == [4, 6]
+    with pytest.raises(ValueError, match=r"mine: there are tables of 4, 6 .* none within 3"):
+        cells(BenchConfig(name="a", solvers=solvers, nfe=[1, 3]), law)
 
 
 def test_one_stands_for_a_list_and_the_singular_for_the_plural():
