@@ -10,6 +10,7 @@ from pathlib import Path
 import fewstep
 import numpy as np
 import pytest
+import torch
 from fewstep.samplers import rows
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,15 @@ def test_the_quick_start_draws_digits():
     assert images.shape == (8, 1, 28, 28)
     read = fewstep.zoo.mnist_classifier()(images).argmax(1).tolist()
     assert sum(a == b for a, b in zip(read, range(8), strict=True)) >= 7
+
+
+def test_the_page_of_learned_tables_draws_digits_in_a_pipeline():
+    names = {}
+    exec(block("docs/learned-tables.md"), names)
+    pixels = np.stack([np.array(each) for each in names["images"]])
+    drawn = torch.from_numpy(pixels)[:, None].float() / 127.5 - 1
+    read = fewstep.zoo.mnist_classifier()(drawn).argmax(1).tolist()
+    assert sum(a == b for a, b in zip(read, range(10), strict=True)) >= 9
 
 
 def test_the_page_of_discrete_samplers_writes_text(capsys):

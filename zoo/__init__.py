@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +13,7 @@ from .data import Images, mnist
 from .text import TextModel, load_text_model
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+    from diffusers import DDPMPipeline, UNet2DModel
 
 __all__ = [
     "Classifier",
@@ -24,6 +26,7 @@ __all__ = [
     "mnist",
     "mnist_classifier",
     "mnist_model",
+    "mnist_pipeline",
     "text_model",
 ]
 
@@ -52,6 +55,21 @@ def mnist_model() -> DiffusionModel:
     """The bundled class-conditional digit model: 28x28, eps prediction, label 10 is "no label"."""
     with as_file(files(__name__) / "mnist" / "model") as folder:
         return load_diffusion_model(folder)
+
+
+def mnist_pipeline(labels: Sequence[int]) -> DDPMPipeline:
+    """The bundled digits as a pipeline of diffusers; image k of its batch is of class `labels[k]`.
+
+    Call it with `batch_size=len(labels)`: a `DDPMPipeline` passes no labels, so its network has
+    them.
+    """
+    # Here, because it takes seconds.
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    network, scheduler_config = mnist_model()
+    network.forward = partial(network.forward, class_labels=torch.tensor([*labels]))
+    return DDPMPipeline(network, DDPMScheduler.from_config(scheduler_config))
 
 
 def mnist_classifier() -> Classifier:
