@@ -27,7 +27,7 @@ ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 ModelName = Annotated[str | None, typer.Option(help="As in `fewstep generate`.")]
 Evaluations = Annotated[
-    str | None, typer.Option(help="Network evaluations per image, such as 3,5,8.")
+    str | None, typer.Option(help="Network evaluations of a sample, such as 3,5,8.")
 ]
 Guidance = Annotated[
     str | None,
@@ -65,8 +65,8 @@ def fit(
     follow it best are a least-squares solution; two more such solutions correct all of it for the
     last state. `fewstep distill table` takes more of everything.
 
-    Then: fewstep bench mnist --solvers runs/fit/tables.json, or in Python
-    fewstep.use(pipe, "runs/fit/tables.json").
+    Then: fewstep bench mnist --nfe 5 --solvers unipc-3,runs/fit, or in Python
+    fewstep.use(pipe, "runs/fit").
     """
     given = {"nfe": listed(nfe), "samples": samples, "guidance": listed(guidance)}
     learn("fit", model, given, context.args, change, device, folder)
@@ -99,9 +99,9 @@ def table(
     as long as they help on held-out noises; with --max_train_steps N a descent by gradients
     follows. The same command goes on where it was stopped.
 
-    Examples: fewstep distill table --nfe 5
+    Example: fewstep distill table --model FOLDER --nfe 4,6
 
-    fewstep distill table --model FOLDER --nfe 4,6 --max_train_steps 500 --learning_rate 2e-3
+    Every setting is in docs/learned-tables.md; a YAML file in place of the run's name has them all.
     """
     name, flags = run, context.args
     if run.startswith("-"):
@@ -143,7 +143,11 @@ def mmd(
     at that number of steps: with others it may be worse than before. The same command goes on
     where it was stopped; `accelerate launch -m fewstep.cli distill mmd ..` uses many devices.
 
-    Example: fewstep distill mmd mmd-mnist --max_train_steps 100 --learning_rate 5e-5
+    The run mmd-mnist wants a classifier of other features than the bundled one, in runs/lenet:
+
+    fewstep train mnist-classifier --set architecture=lenet --set seed=1 --out runs/lenet
+
+    fewstep distill mmd mmd-mnist
     """
     # Here, because trainers take seconds to import.
     from ..distill.mmd import MMDConfig, finetune
@@ -270,4 +274,10 @@ def learn(
     ]
     head = ["NFE", "RMSE", "best solver's", "ratio", "which"]
     print_table(f"distance to the teacher on {config.held_out} held-out noises", head, rows)
-    console.out.print(f"tables: {target / FAMILY}", highlight=False, soft_wrap=True)
+    numbers = ",".join(map(str, found))
+    console.out.print(
+        f"tables: {target / FAMILY}\n"
+        f"beside others: fewstep bench .. --nfe {numbers} --solvers unipc-3,{target}",
+        highlight=False,
+        soft_wrap=True,
+    )

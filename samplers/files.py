@@ -63,7 +63,9 @@ def to_dict(
 def from_dict(data: Any, where: str) -> dict[str, Any]:
     """The arguments of `Tableau` from JSON values; ValueError names the field and the row."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ValueError(f'{where}: not a tableau file (no "format": "{FORMAT}")')
+        found = data.get("format") if isinstance(data, dict) else None
+        hint = f"it is {found!r}" if found else f'no "format": "{FORMAT}"'
+        raise ValueError(f"{where}: not a file of one tableau ({hint})")
     if data.get("version") != VERSION:
         raise ValueError(
             f"{where}: schema version {data.get('version')!r}; this fewstep reads version {VERSION}"

@@ -28,8 +28,13 @@ NOWHERE = (
 
 
 def load_pipeline(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """A pipeline of diffusers from a folder or the model hub; safetensors only on the hub."""
+    """A pipeline of diffusers from a folder or the model hub; safetensors only on the hub.
+
+    FileNotFoundError if there is none.
+    """
     local = Path(name).exists()
+    if not local and (Path(name).is_absolute() or name[0] in ".~"):
+        raise FileNotFoundError(f"no model {name!r}: there is no such folder")
     try:
         pipe = DiffusionPipeline.from_pretrained(
             name, **{DTYPE: dtype}, use_safetensors=None if local else True

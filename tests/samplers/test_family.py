@@ -74,7 +74,7 @@ def test_a_table_under_another_number_is_refused(tmp_path):
         ({"version": 2}, "this fewstep reads 1"),
         ({"tables": [1]}, "this fewstep reads 1"),
         ({"tables": {"3": {}}}, "table 3"),
-        ({"format": "poem"}, "not a tableau file"),
+        ({"format": "poem"}, "not a file of one tableau"),
     ],
 )
 def test_bad_files_say_what_is_wrong(tmp_path, change, said):

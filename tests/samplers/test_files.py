@@ -147,8 +147,8 @@ def swap_nodes(data: dict) -> None:
 
 
 BAD = [
-    ("format", edit("format", value="other"), "not a tableau file"),
-    ("no-format", drop("format"), "not a tableau file"),
+    ("format", edit("format", value="other"), "not a file of one tableau"),
+    ("no-format", drop("format"), "not a file of one tableau"),
     ("version", edit("version", value=2), "schema version 2; this fewstep reads version 1"),
     ("no-version", drop("version"), "schema version None"),
     *[(f"no-{key}", drop(key), f"missing {key}") for key in ("name", "basis", "carry", "weights")],
@@ -217,7 +217,7 @@ def test_what_is_not_json_is_refused_with_the_path(content, tmp_path):
 def test_other_json_is_refused_with_the_path(content, tmp_path):
     path = tmp_path / "table.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"table\.json: not a tableau file"):
+    with pytest.raises(ValueError, match=r"table\.json: not a file of one tableau"):
         Tableau.load(path)
 
 

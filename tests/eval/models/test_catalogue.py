@@ -111,6 +111,9 @@ def test_what_the_hub_does_not_have(monkeypatch):
         FileNotFoundError, match=r"no model 'no/such': not one of mnist.*repository$"
     ):
         load_model("no/such")
+    for name in ("./none", "/no/such/folder", "~/none"):
+        with pytest.raises(FileNotFoundError, match="there is no such folder"):
+            load_model(name)
 
 
 def test_devices():
