@@ -19,8 +19,8 @@ from ..storage import replacing, write_json
 
 PREFIX = "checkpoint-"
 STATE = "trainer.json"
-MODEL, EMA, OPTIMIZER, BEST = (
-    f"{name}.safetensors" for name in ("model", "ema", "optimizer", "best")
+MODEL, EMA, OPTIMIZER, MEMORY, BEST = (
+    f"{name}.safetensors" for name in ("model", "ema", "optimizer", "memory", "best")
 )
 
 

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import (
     BEST,
     EMA,
+    MEMORY,
     MODEL,
     OPTIMIZER,
     Checkpoint,
@@ -233,6 +234,8 @@ class Run:
         tensors = {MODEL: self.module.state_dict(), OPTIMIZER: optimizer_tensors(self.adam)}
         if self.average is not None:
             tensors[EMA] = self.average.state_dict()
+        if self.task.memory.state_dict():
+            tensors[MEMORY] = self.task.memory.state_dict()
         scaler = self.accelerator.scaler
         state = None if scaler is None else scaler.state_dict()
         pending = None if self.pending is None else {k: finite(v) for k, v in self.pending.items()}
@@ -258,6 +261,7 @@ class Run:
         restore_optimizer(self.adam, point.tensors[OPTIMIZER])
         if self.average is not None:
             restore_module(self.average, point.tensors[EMA], str(path))
+        restore_module(self.task.memory, point.tensors.get(MEMORY, {}), str(path))
         if self.accelerator.scaler is not None and point.scaler:
             self.accelerator.scaler.load_state_dict(dict(point.scaler))
         self.done, self.best = point.step, point.best

@@ -34,6 +34,8 @@ class Task:
     facts
         What the training depends on besides its settings, as JSON values; it does not go on from a
         checkpoint of others.
+    memory
+        What losses remember from step to step, as buffers: checkpoints hold it.
     """
 
     module: Module
@@ -42,3 +44,4 @@ class Task:
     preview: Callable[[Module, Path], None] | None = None
     rate: Callable[[int], float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    memory: Module = field(default_factory=nn.Module)

@@ -58,7 +58,7 @@ class MMDConfig(BaseModel):
     `label_rule`; balanced ones are not independent, and pairs of samples must be.
 
     `lora` is the rank of adapters that are trained instead of all weights, and merged in the end;
-    `dropout` leaves dropout on, as the published code does. `gather_features` and
+    `dropout` leaves dropout on, as the published code does. `memory_steps`, `gather_features` and
     `gradient_checkpointing` as in `mmd_task` and `table_task`. Settings of the training may stand
     here by their own names.
     """
@@ -77,6 +77,7 @@ class MMDConfig(BaseModel):
     first_seed: NonNegativeInt = 2**31
     train_batch_size: PositiveInt = 128
     real_batch_size: PositiveInt = REAL
+    memory_steps: NonNegativeInt = 0
     gather_features: bool = True
     gradient_checkpointing: bool = False
     lora: PositiveInt | None = None
@@ -156,6 +157,7 @@ def finetune(
         accelerator,
         batch_size=config.train_batch_size,
         real_batch_size=config.real_batch_size,
+        memory_steps=config.memory_steps,
         seed=config.training.seed,
         gather_features=config.gather_features,
         classes=classes_of(config, model),

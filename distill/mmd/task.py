@@ -36,6 +36,7 @@ def mmd_task(
     real_batch_size: int = REAL,
     seed: int = 0,
     gather_features: bool = True,
+    memory_steps: int = 0,
     classes: Classes = no_classes,
     facts: Mapping[str, Any] | None = None,
     **more: Any,
@@ -47,13 +48,22 @@ def mmd_task(
     that step alone: features of real images are known, so many of them cost little. Classes that
     samples have by chance are evened out (`stratified`), where `classes` says them.
 
+    The features of the last `memory_steps` batches join the samples that those of the step are
+    paired with, as of a network that was but a little other then (Wang et al. 2020, "Cross-Batch
+    Memory for Embedding Learning"): most noise of a small discrepancy's gradient is that of pairs,
+    and this costs no sample.
+
     Pairs count, so a batch in parts is not the mean of its parts. With `gather_features` it is one
     batch on any number of processes and accumulated parts: features of all parts are made without
     a graph and gathered, the loss is derived for them, and each part is then made again with a
     graph and given its share of that gradient (Gao et al. 2021, "Scaling Deep Contrastive Learning
     Batch Size under Memory Limited Setup"). Without it every part is compared by itself, as in the
-    published code. `more` are further fields of the `Task`.
+    published code. `more` are further fields of the `Task`. Raises ValueError for a memory of
+    parts that are compared by themselves.
     """
+    if memory_steps and not gather_features:
+        raise ValueError("memory_steps: only of batches that are one (gather_features)")
+    memory = Memory(memory_steps, batch_size, spaces).to(accelerator.device)
     real = len(spaces[0].real)
     # Of the step at hand: the loss, and its gradient for the features of all parts.
     known: dict[int, tuple[Tensor, list[Tensor]]] = {}
@@ -67,8 +77,12 @@ def mmd_task(
         return [space.features(made) for space in spaces]
 
     def compared(found: Sequence[Tensor], step: int, drawn: Sequence[int]) -> Tensor:
+        joined, every = memory.joined(step, found, drawn)
+        memory.write(step, found, drawn)
         rows = real_rows(real, real_batch_size, seed, step)
-        return discrepancy(spaces, found, rows, stratified(classes(drawn), len(drawn)))
+        value = discrepancy(spaces, joined, rows, stratified(classes(every), len(every)))
+        # With the gradient that a sample has among its own batch alone.
+        return value.detach() + len(every) / len(drawn) * (value - value.detach())
 
     def derived(step: int, parts: int) -> tuple[Tensor, list[Tensor]]:
         own = range(accelerator.process_index, parts, accelerator.num_processes)
@@ -101,7 +115,51 @@ def mmd_task(
         led = parts * sum((f * g[mine]).sum() for f, g in zip(found, grads, strict=True))
         return value + led - torch.as_tensor(led).detach()
 
-    return Task(module, loss, facts=facts or {}, **more)
+    return Task(module, loss, facts=facts or {}, memory=memory, **more)
+
+
+class Memory(nn.Module):
+    """The features of the batches of the last `steps` steps in every space, and their numbers.
+
+    One more is held, so that a step that is made again finds what it found the first time.
+    """
+
+    held: Tensor
+    numbers: Tensor
+
+    def __init__(self, steps: int, batch_size: int, spaces: Sequence[Space]) -> None:
+        super().__init__()
+        self.slots = steps + 1 if steps else 0
+        if not steps:
+            return
+        self.register_buffer("held", torch.full((self.slots,), -1))
+        self.register_buffer("numbers", torch.zeros(self.slots, batch_size, dtype=torch.long))
+        for k, space in enumerate(spaces):
+            empty = torch.zeros(self.slots, batch_size, space.real.shape[1])
+            self.register_buffer(f"features_{k}", empty)
+
+    def joined(
+        self, step: int, found: Sequence[Tensor], drawn: Sequence[int]
+    ) -> tuple[Sequence[Tensor], Sequence[int]]:
+        """Features and numbers of the samples of a step, and of those before, oldest first."""
+        before = range(max(step + 1 - self.slots, 0), step)
+        slots = [s % self.slots for s in before if int(self.held[s % self.slots]) == s]
+        if not slots:
+            return found, drawn
+        held = (self.get_buffer(f"features_{k}")[slots].flatten(0, 1) for k in range(len(found)))
+        features = [torch.cat([new, old.to(new)]) for new, old in zip(found, held, strict=True)]
+        return features, [*drawn, *self.numbers[slots].flatten().tolist()]
+
+    @torch.no_grad()
+    def write(self, step: int, found: Sequence[Tensor], drawn: Sequence[int]) -> None:
+        """Hold the features of a step."""
+        if not self.slots:
+            return
+        slot = step % self.slots
+        self.held[slot] = step
+        self.numbers[slot] = torch.tensor([*drawn])
+        for k, each in enumerate(found):
+            self.get_buffer(f"features_{k}")[slot] = each
 
 
 def real_rows(total: int, size: int, seed: int, step: int) -> Tensor:

@@ -11,9 +11,12 @@ from fewstep.distill.tables import learn_tables
 from fewstep.distill.tables.config import TableConfig
 from fewstep.distill.tables.lessons import taught
 from fewstep.distill.tables.objective import distance
+from fewstep.eval.evaluate import outputs_of
+from fewstep.eval.extractors import extractor
 from fewstep.eval.images import dequantise, quantise
+from fewstep.eval.metrics import KernelDistance
 from fewstep.eval.models import load_model
-from fewstep.eval.sources import open_images
+from fewstep.eval.sources import in_memory, open_images
 from fewstep.schedules import grid
 from fewstep.zoo.classifier import ClassifierConfig, train_classifier
 
@@ -66,8 +69,24 @@ def test_a_tuned_network_is_better_by_a_judge_and_does_not_copy(tmp_path):
             made = images_of(config, model, table)(range(10_000, 10_300))
         return dequantise(quantise(made)).flatten(1)
 
+    judge = extractor("mnist-classifier", "cpu")
+    features = outputs_of(data, judge).features
+
+    def kernel_distance(table):
+        distance = KernelDistance(features)
+        with torch.no_grad():
+            made = images_of(config, model, table)(range(10_000, 10_300))
+        distance.update(outputs_of(in_memory("made", quantise(made)), judge).features)
+        return float(distance.compute())
+
     before = pixels()
+    spacings = ("leading", "uniform", "quadratic")
+    untuned = [
+        kernel_distance(samplers.build("ddim", grid(model.schedule, 5, spacing)))
+        for spacing in spacings
+    ]
     tuned = finetune(config, model, tmp_path / "out")
+    assert kernel_distance(table) <= 0.5 * min(untuned)
     after = pixels()
     name = "judge_kd_mnist-classifier-64"
     assert tuned.after[name] <= 0.55 * tuned.before[name]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fewstep.distill.mmd.discrepancy import stratified
 from fewstep.distill.mmd.task import real_rows
+from fewstep.eval.progress import silent
 from fewstep.training import accelerator_for, train
 from fewstep.training.loop import seed_of
 
@@ -82,6 +83,76 @@ def test_classes_are_evened_out_in_whole_batches_and_in_parts(gather_features):
         torch.testing.assert_close(found[1], whole, rtol=1e-9, atol=1e-12)
     else:
         assert abs(found[0] - value) > 1e-4
+
+
+def test_a_memory_joins_the_pairs_of_a_step():
+    network, real = Affine(), space(mean=0.5)
+    given = task(network, real, memory_steps=2)
+    made = []
+    for step in range(4):
+        network.zero_grad()
+        with torch.no_grad():
+            network.offset += 0.1
+        value = given.loss(network, step, 0, 1)
+        value.backward()
+        now = images_of(network, 5)(range(16 * step, 16 * step + 16))
+        joined = torch.cat([now, *made[-2:]])
+        truth = real.distance(joined, real_rows(4000, 2048, 0, step))
+        assert float(value) == pytest.approx(float(truth), rel=1e-6)
+        scale = len(joined) / 16
+        expected = scale * torch.cat(torch.autograd.grad(truth, list(network.parameters())))
+        found = torch.cat([each.grad for each in network.parameters()])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+        made.append(now.detach())
+    # A step that is made again is the same.
+    assert float(given.loss(network, 3, 0, 1)) == pytest.approx(float(value), abs=1e-12)
+    # Of parts it is that of the whole.
+    whole = task(Affine(), real, memory_steps=2)
+    parts = task(Affine(), real, memory_steps=2)
+    for step in range(3):
+        found = float(whole.loss(None, step, 0, 1))
+        assert float(parts.loss(None, step, 0, 4)) == pytest.approx(found, abs=1e-12)
+    with pytest.raises(ValueError, match="only of batches that are one"):
+        task(Affine(), memory_steps=2, gather_features=False)
+
+
+def test_a_memory_makes_small_discrepancies_less_noisy():
+    network = Affine()
+    with torch.no_grad():
+        found = images_of(network, 5)(range(20_000))
+    # Samples as they are to be.
+    real = space(mean=float(found.mean()), std=float(found.std()))
+    gradients = []
+    for steps in (0, 15):
+        given = task(network, real, memory_steps=steps)
+        found = []
+        for step in range(200):
+            network.zero_grad()
+            given.loss(network, step, 0, 1).backward()
+            found.append(torch.cat([each.grad for each in network.parameters()]))
+        gradients.append(torch.stack(found[20:]))
+    plain, remembered = (each.var(0) for each in gradients)
+    assert (remembered < 0.3 * plain).all()
+
+
+def test_a_training_with_a_memory_goes_on_as_if_it_had_not_stopped(tmp_path):
+    chosen = settings(max_train_steps=9, checkpointing_steps=4)
+
+    def run(folder, progress=silent):
+        network = Affine()
+        train(
+            task(network, memory_steps=3), chosen, folder, accelerator_for(chosen, folder), progress
+        )
+        return [float(each.detach()) for each in network.parameters()]
+
+    def stop(done, total, text):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    whole = run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", stop)
+    assert run(tmp_path / "b") == whole
 
 
 def test_every_step_has_a_gradient_of_its_own(tmp_path):
