@@ -138,8 +138,9 @@ def main() -> None:
         f"`python benchmarks/tuned_network.py {options.folder}`: "
         f"{options.images} samples (seeds from 0), of the classes as often as in the data. The "
         f"Frechet distance is in {judge.features.name} features, which were not trained on; "
-        "neighbours are the median distance of a sample's pixels from the nearest real image, over that of real images from "
-        "the nearest other one; speckled images have a bright pixel away from all ink "
+        "neighbours are the median distance of a sample's pixels from the nearest real image, over "
+        "that of real images from the nearest other one; speckled images have a bright pixel away "
+        "from all ink "
         f"({100 * float(speckled(judge.pixels).double().mean()):.1f} % of the data).",
         "",
         "| | Frechet distance | neighbours | speckled |",
