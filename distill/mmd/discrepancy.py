@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from ...eval.metrics.kernel import Kernel, gaussian, polynomial
 
 KernelName = Literal["cubic", "rbf", "linear"]
+# Rows of a kernel's matrix at a time, and real images that tell how alike they are.
+ROWS, MANY = 1024, 10_000
 # Samples of a class among which there are pairs.
 LEAST = 2
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
@@ -38,22 +41,36 @@ def linear(x: Tensor, y: Tensor) -> Tensor:
     return x @ y.T / x.shape[1]
 
 
-def mmd2(x: Tensor, y: Tensor, kernel: Kernel, pairs: Tensor | None = None) -> Tensor:
+def mmd2(
+    x: Tensor,
+    y: Tensor,
+    kernel: Kernel,
+    pairs: Tensor | None = None,
+    apart: Tensor | None = None,
+) -> Tensor:
     """The unbiased squared discrepancy of x [N, D] and y [M, D], with its gradient; may be below 0.
 
         sum_ij W_ij k(x_i, x_j) + sum_{i!=j} k(y_i, y_j) / M(M-1) - 2 sum_i w_i mean_j k(x_i, y_j)
 
     The `pairs` W [N, N] are all the same but for a diagonal of zeros (Gretton et al. 2012, "A
-    Kernel Two-Sample Test", eq. 3), or those of `stratified`; w are their sums over j. Raises
-    ValueError for fewer than 2.
+    Kernel Two-Sample Test", eq. 3), or those of `stratified`; w are their sums over j. The second
+    term, which has no gradient, may be known: `apart`. Raises ValueError for fewer than 2.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a discrepancy needs 2 samples a side, got {len(x)} and {len(y)}")
     weights = (stratified(None, len(x)) if pairs is None else pairs).to(x)
-    real = kernel(y, y)
-    apart = (real.sum() - real.diagonal().sum()) / (len(y) * (len(y) - 1))
+    apart = similarity(y, kernel) if apart is None else apart
     across = weights.sum(1) @ kernel(x, y).mean(1)
     return (weights * kernel(x, x)).sum() + apart - 2 * across
+
+
+def similarity(y: Tensor, kernel: Kernel) -> Tensor:
+    """The mean of k(y_i, y_j) over pairs i != j of y [M, D], some rows at a time."""
+    total = y.new_zeros(())
+    for first in range(0, len(y), ROWS):
+        matrix = kernel(y[first : first + ROWS], y)
+        total = total + matrix.sum() - matrix.diagonal(first).sum()
+    return total / (len(y) * (len(y) - 1))
 
 
 def stratified(classes: tuple[Tensor, Tensor] | None, count: int) -> Tensor:
@@ -100,11 +117,17 @@ class Space:
     unit: float = 1.0
     weight: float = 1.0
 
+    @cached_property
+    def apart(self) -> Tensor:
+        """How alike real images are: of all, or of `MANY` evenly among them."""
+        some = self.real[:: -(-len(self.real) // MANY)]
+        return similarity(some.double() / self.unit, self.kernel)
+
     def distance(self, found: Tensor, rows: Tensor, pairs: Tensor | None = None) -> Tensor:
         """The weighted discrepancy of features [B, D] from those of the real images `rows`."""
         real = self.real[rows.to(self.real.device)].to(found.device)
         x, y = (each.double() / self.unit for each in (found, real))
-        return self.weight * mmd2(x, y, self.kernel, pairs)
+        return self.weight * mmd2(x, y, self.kernel, pairs, self.apart.to(x))
 
 
 def discrepancy(

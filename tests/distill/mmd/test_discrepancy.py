@@ -9,6 +9,7 @@ from fewstep.distill.mmd.discrepancy import (
     discrepancy,
     kernel,
     mmd2,
+    similarity,
     stratified,
 )
 
@@ -63,8 +64,10 @@ def test_spaces_add_up_with_their_weights():
     rows = torch.tensor([8, 1, 2, 5])
     one = Space("a", "", lambda x: x, real, kernel("cubic", 2))
     two = Space("b", "", lambda x: x, real, kernel("rbf", 2), weight=0.25)
-    truth = mmd2(found, real[rows], kernel("cubic", 2))
-    truth = truth + 0.25 * mmd2(found, real[rows], kernel("rbf", 2))
+    # That real images are alike is known of all.
+    known = [similarity(real, kernel(name, 2)) for name in ("cubic", "rbf")]
+    truth = mmd2(found, real[rows], kernel("cubic", 2), apart=known[0])
+    truth = truth + 0.25 * mmd2(found, real[rows], kernel("rbf", 2), apart=known[1])
     torch.testing.assert_close(discrepancy([one, two], [found, found], rows), truth)
 
 
@@ -127,6 +130,17 @@ def test_evened_out_classes_are_unbiased_and_less_noise():
     # Shares that are met exactly are not those of independent samples.
     assert sure(biased) < -10
     assert even.std() < 0.7 * plain.std()
+
+
+def test_many_rows_are_taken_in_parts(monkeypatch):
+    y, cubic = draw(23, 3), kernel("cubic", 3)
+    matrix = cubic(y, y)
+    truth = (matrix.sum() - matrix.diagonal().sum()) / (23 * 22)
+    monkeypatch.setattr("fewstep.distill.mmd.discrepancy.ROWS", 5)
+    torch.testing.assert_close(similarity(y, cubic), truth)
+    monkeypatch.setattr("fewstep.distill.mmd.discrepancy.MANY", 8)
+    of_some = Space("a", "", lambda x: x, y, cubic, unit=2.0).apart
+    torch.testing.assert_close(of_some, similarity(y[::3] / 2, cubic))
 
 
 def test_clamping_lets_the_gradient_through():

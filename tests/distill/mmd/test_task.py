@@ -126,7 +126,7 @@ def test_a_memory_makes_small_discrepancies_less_noisy():
     for steps in (0, 15):
         given = task(network, real, memory_steps=steps)
         found = []
-        for step in range(200):
+        for step in range(120):
             network.zero_grad()
             given.loss(network, step, 0, 1).backward()
             found.append(torch.cat([each.grad for each in network.parameters()]))
@@ -236,7 +236,7 @@ def test_more_real_images_are_less_noise():
     def spread(count):
         given = task(network, real, real_batch_size=count)
         found = []
-        for step in range(40):
+        for step in range(20):
             # The same samples, so that only the real ones differ.
             loss = given.loss(network, step, 0, 1)
             whole = real.distance(images_of(network, 5)(range(step * 16, step * 16 + 16)), rows)
