@@ -87,7 +87,7 @@ class Blend:
     tables: tuple[Tableau, ...]
 
     def __post_init__(self) -> None:
-        if len(self.tables) not in ({1} if not self.scales else {len(self.scales)}):
+        if len(self.tables) != max(len(self.scales), 1):
             raise ValueError(f"{len(self.tables)} tables for {len(self.scales)} scales")
         if any(b <= a for a, b in zip(self.scales, self.scales[1:], strict=False)):
             raise ValueError(f"scales must rise, not {self.scales}")

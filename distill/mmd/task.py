@@ -69,8 +69,8 @@ def mmd_task(
     known: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def numbers(step: int, part: int, parts: int) -> range:
-        first = step * batch_size
-        return range(first + part, first + batch_size, parts)
+        every = range(step * batch_size, (step + 1) * batch_size)
+        return every[share(batch_size, part, parts, least=2)]
 
     def features(step: int, part: int, parts: int) -> list[Tensor]:
         made = images(numbers(step, part, parts))
@@ -101,7 +101,6 @@ def mmd_task(
         return loss.detach(), list(torch.autograd.grad(loss, whole))
 
     def loss(module: nn.Module, step: int, part: int, parts: int) -> Tensor:
-        share(batch_size, part, parts, least=2)
         if parts == 1 or not gather_features:
             return compared(features(step, part, parts), step, numbers(step, part, parts))
         if step not in known:
@@ -142,12 +141,13 @@ class Memory(nn.Module):
         self, step: int, found: Sequence[Tensor], drawn: Sequence[int]
     ) -> tuple[Sequence[Tensor], Sequence[int]]:
         """Features and numbers of the samples of a step, and of those before, oldest first."""
-        before = range(max(step + 1 - self.slots, 0), step)
-        slots = [s % self.slots for s in before if int(self.held[s % self.slots]) == s]
-        if not slots:
+        if not self.slots:
             return found, drawn
-        held = (self.get_buffer(f"features_{k}")[slots].flatten(0, 1) for k in range(len(found)))
-        features = [torch.cat([new, old.to(new)]) for new, old in zip(found, held, strict=True)]
+        held = self.held.tolist()
+        before = range(max(step + 1 - self.slots, 0), step)
+        slots = [s % self.slots for s in before if held[s % self.slots] == s]
+        earlier = (self.get_buffer(f"features_{k}")[slots].flatten(0, 1) for k in range(len(found)))
+        features = [torch.cat([new, old.to(new)]) for new, old in zip(found, earlier, strict=True)]
         return features, [*drawn, *self.numbers[slots].flatten().tolist()]
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -127,9 +128,15 @@ def refine(
         if table.basis != "x0" or table.stochastic:
             raise ValueError(f"{table!r}: only deterministic tables in x0 can be refined")
     judges = held_out or batches
+
+    def told(batches: Sequence[Trajectories], tables: Sequence[Tableau]) -> float:
+        loss = objective.loss(batches, tables)
+        # Samples that overflow are worse than any others.
+        return loss if loss == loss else math.inf
+
     if begun is None:
         tables = list(tables)
-        error, best = objective.loss(batches, tables), (objective.loss(judges, tables), tables)
+        error, best = objective.loss(batches, tables), (told(judges, tables), tables)
         first, damping, idle = 0, DAMPING, 0
     else:
         tables = list(map(Tableau.from_dict, begun.tables))
@@ -153,7 +160,7 @@ def refine(
             break
         error, tables = after
         damping = max(damping / 10, LEAST)
-        judged = objective.loss(judges, tables)
+        judged = told(judges, tables)
         idle = 0 if judged < best[0] else idle + 1
         best = min(best, (judged, tables), key=lambda pair: pair[0])
         progress(step + 1, steps, f"NFE {tables[0].nfe}, refined: loss {best[0]:.4g}")

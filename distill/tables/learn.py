@@ -20,6 +20,7 @@ from ...eval.progress import Progress, silent
 from ...samplers import Tableau
 from ...samplers.blend import Blend
 from ...samplers.family import FAMILY, load_blends
+from ...samplers.files import number
 from ...samplers.fit import Trajectories, fit_rows, plain
 from ...schedules import grid
 from ...storage import digest, read_json, write_json
@@ -187,9 +188,11 @@ def learn(
         return begun["seconds"] + time.process_time() - clock
 
     def keep(state: Refinement) -> None:
-        write_json(kept, {"seconds": spent(), "state": asdict(state)})
+        said = {**asdict(state), "judged": number(state.judged)}
+        write_json(kept, {"seconds": spent(), "state": said})
 
-    state = None if begun["state"] is None else Refinement(**begun["state"])
+    said = begun["state"]
+    state = None if said is None else Refinement(**{**said, "judged": float(said["judged"])})
     if state is not None:
         # What they were fitted to, and where, was found before.
         tables = list(map(Tableau.from_dict, state.tables))

@@ -63,8 +63,7 @@ def plan(config: BenchConfig, schedule: Schedule, panel: Panel, seed: int) -> li
     suffix += f"-s{seed}" if len(config.seeds) > 1 else ""
     cells: dict[str, Cell] = {}
     owners: dict[str, tuple[SolverConfig, str]] = {}
-    reasons: dict[str, samplers.TooFewEvaluations] = {}
-    able: set[str] = set()
+    unable: list[tuple[SolverConfig, samplers.TooFewEvaluations]] = []
     for nfe in sorted({*config.nfe, *(n for solver in config.solvers for n in solver.nfe)}):
         for solver in config.solvers:
             if nfe not in (solver.nfe or config.nfe):
@@ -74,16 +73,16 @@ def plan(config: BenchConfig, schedule: Schedule, panel: Panel, seed: int) -> li
                 try:
                     table = table_within(schedule, solver, nfe, spacing, config.end, scale)
                 except samplers.TooFewEvaluations as error:
-                    reasons[solver.name] = error
+                    unable.append((solver, error))
                     continue
-                able.add(solver.name)
                 curve = curve_name(config, solver, table.name, spacing)
                 cell = Cell(panel, curve, spacing, nfe, seed, table, suffix)
                 if owners.setdefault(curve, (solver, spacing)) != (solver, spacing):
                     raise ValueError(f"two curves are called {curve}: give one of them a `label`")
                 cells.setdefault(cell.slug, cell)
-    for name, reason in reasons.items():
-        if name not in able:
+    able = [solver for solver, _ in owners.values()]
+    for solver, reason in reversed(unable):
+        if solver not in able:
             raise reason
     return list(cells.values())
 

@@ -255,3 +255,20 @@ def test_a_refinement_goes_on_as_if_it_had_not_stopped():
     done = replace(states[1], idle=2)
     (found,) = refine(met, [table], steps=5, begun=done, **options)
     np.testing.assert_array_equal(found.weights, Tableau.from_dict(done.best[0]).weights)
+
+
+def test_samples_that_overflow_are_the_worst_and_not_the_best():
+    met, table = fitted(3, 40)
+    other = held_out().trajectories(plain(3))[1]
+
+    class Overflown(Objective):
+        def loss(self, batches, tables):
+            first = np.array_equal(tables[0].weights, table.weights)
+            return float("nan") if batches is other and first else super().loss(batches, tables)
+
+    states = []
+    (found,) = refine(
+        met, [table], steps=2, held_out=other, objective=Overflown("l2"), keep=states.append
+    )
+    assert not np.array_equal(found.weights, table.weights)
+    assert states[0].judged < 1
