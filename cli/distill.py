@@ -143,9 +143,11 @@ def mmd(
     at that number of steps: with others it may be worse than before. The same command goes on
     where it was stopped; `accelerate launch -m fewstep.cli distill mmd ..` uses many devices.
 
-    The run mmd-mnist wants a classifier of other features than the bundled one, in runs/lenet:
+    The run mmd-mnist wants two classifiers of other features than the bundled one:
 
     fewstep train mnist-classifier --set architecture=lenet --set seed=1 --out runs/lenet
+
+    fewstep train mnist-classifier --set seed=2 --set epochs=8 --out runs/pooled
 
     fewstep distill mmd mmd-mnist
     """
@@ -154,8 +156,9 @@ def mmd(
 
     values = configs.read(configs.find("distill/mmd", run))
     if model is not None or data is not None:
-        # Another model has images of its own, and other images a judge of theirs.
-        values.pop("judge", None)
+        # Another model has images of its own, and other images a judge and classes of theirs.
+        for ours in ("judge", "labels"):
+            values.pop(ours, None)
         said = configs.checked(ModelConfig, model or values.get("model"), run)
         values["model"] = said.model_copy(update={} if data is None else {"data": data})
     given = {"nfe": nfe, "solver": solver, "lora": lora}

@@ -106,7 +106,8 @@ def test_a_network_is_tuned(tmp_path):
     options = (
         "--model", tmp_path / "pipe", "--data", tmp_path / "images.npz", "--nfe", 2,
         "--train_batch_size", 4, "--max_train_steps", 2, "--validation_images", 4,
-        "--set", "spaces=[{features: pixels}]", "--device", "cpu", "--out", tmp_path / "out",
+        "--gradient_accumulation_steps", 1, "--set", "spaces=[{features: pixels}]",
+        "--device", "cpu", "--out", tmp_path / "out",
     )  # fmt: skip
     said = run("distill", "mmd", "mmd-mnist", *options)
     assert "kd_pixels" in said
