@@ -123,7 +123,6 @@ class Memory(nn.Module):
     One more is held, so that a step that is made again finds what it found the first time.
     """
 
-    held: Tensor
     numbers: Tensor
 
     def __init__(self, steps: int, batch_size: int, spaces: Sequence[Space]) -> None:
@@ -131,7 +130,6 @@ class Memory(nn.Module):
         self.slots = steps + 1 if steps else 0
         if not steps:
             return
-        self.register_buffer("held", torch.full((self.slots,), -1))
         self.register_buffer("numbers", torch.zeros(self.slots, batch_size, dtype=torch.long))
         for k, space in enumerate(spaces):
             empty = torch.zeros(self.slots, batch_size, space.real.shape[1])
@@ -143,9 +141,7 @@ class Memory(nn.Module):
         """Features and numbers of the samples of a step, and of those before, oldest first."""
         if not self.slots:
             return found, drawn
-        held = self.held.tolist()
-        before = range(max(step + 1 - self.slots, 0), step)
-        slots = [s % self.slots for s in before if held[s % self.slots] == s]
+        slots = [s % self.slots for s in range(max(step + 1 - self.slots, 0), step)]
         earlier = (self.get_buffer(f"features_{k}")[slots].flatten(0, 1) for k in range(len(found)))
         features = [torch.cat([new, old.to(new)]) for new, old in zip(found, earlier, strict=True)]
         return features, [*drawn, *self.numbers[slots].flatten().tolist()]
@@ -156,7 +152,6 @@ class Memory(nn.Module):
         if not self.slots:
             return
         slot = step % self.slots
-        self.held[slot] = step
         self.numbers[slot] = torch.tensor([*drawn])
         for k, each in enumerate(found):
             self.get_buffer(f"features_{k}")[slot] = each

@@ -116,6 +116,24 @@ def test_a_memory_joins_the_pairs_of_a_step():
         task(Affine(), memory_steps=2, gather_features=False)
 
 
+def test_classes_are_evened_out_with_those_of_the_memory():
+    shares = torch.tensor([1.0, 3.0])
+
+    def classes(numbers):
+        return torch.tensor([int(number % 3 > 0) for number in numbers]), shares
+
+    network, real = Affine(), space(mean=0.5)
+    given = task(network, real, memory_steps=1, classes=classes)
+    given.loss(network, 0, 0, 1)
+    value = given.loss(network, 1, 0, 1)
+    drawn = [*range(16, 32), *range(16)]
+    with torch.no_grad():
+        made = images_of(network, 5)(drawn)
+    pairs = stratified(classes(drawn), 32)
+    truth = real.distance(made, real_rows(4000, 2048, 0, 1), pairs)
+    assert float(value) == pytest.approx(float(truth), rel=1e-6)
+
+
 def test_a_memory_makes_small_discrepancies_less_noisy():
     network = Affine()
     with torch.no_grad():
