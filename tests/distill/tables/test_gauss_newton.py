@@ -245,12 +245,18 @@ def test_a_refinement_goes_on_as_if_it_had_not_stopped():
     states = []
     (whole,) = refine(met, [table], steps=5, keep=states.append, **options)
     assert [state.step for state in states] == [1, 2, 3, 4, 5][: len(states)]
-    state = Refinement(**json.loads(json.dumps(asdict(states[1]))))
+    state = Refinement(**json.loads(json.dumps(asdict(states[0]))))
     rest = []
     (parts,) = refine(met, [table], steps=5, begun=state, keep=rest.append, **options)
     np.testing.assert_array_equal(parts.weights, whole.weights)
     np.testing.assert_array_equal(parts.grid.time, whole.grid.time)
-    assert rest == states[2:]
+    assert rest
+    assert rest == states[1:]
+    # One that was careful stays so.
+    slow = []
+    refine(met, [table], steps=2, begun=replace(state, damping=10.0), keep=slow.append, **options)
+    assert slow[0].damping == 1.0
+    assert slow[0].error > rest[0].error
     # One that had given up gives up.
     done = replace(states[1], idle=2)
     (found,) = refine(met, [table], steps=5, begun=done, **options)
