@@ -17,7 +17,7 @@ from fewstep.eval.models.networks import edm_model, placed, unet_model
 from fewstep.eval.settings import SolverConfig, table_within
 from fewstep.samplers.family import FAMILY
 from fewstep.schedules import EDM, VPDiscrete, betas, grid
-from fewstep.storage import read_json
+from fewstep.storage import read_json, write_json
 from pydantic import ValidationError
 
 from ...eval.models import tiny
@@ -328,9 +328,12 @@ def test_a_stopped_refinement_goes_on_where_it_was(tmp_path, monkeypatch):
         raise AssertionError("nodes are known")
 
     (kept,) = (tmp_path / "parts").glob("training-*/refinement.json")
-    assert read_json(kept)["state"]["step"] == 1
+    so_far = read_json(kept)
+    assert so_far["state"]["step"] == 1
+    write_json(kept, {**so_far, "seconds": 1000.0})
     monkeypatch.setattr(learn_module, "place", again)
     (found,) = learn_tables(wanted, curved(), tmp_path / "parts").values()
     np.testing.assert_array_equal(found.table.weights, whole.table.weights)
     np.testing.assert_array_equal(found.table.grid.time, whole.table.grid.time)
     assert found.error == whole.error
+    assert found.record["seconds"] > 1000
