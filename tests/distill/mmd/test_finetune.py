@@ -171,7 +171,7 @@ def test_noises_that_train_choose_and_judge_are_different_ones(tmp_path, config,
 
 @pytest.mark.parametrize("dropout", [False, True])
 def test_dropout_is_on_in_training_alone_and_when_asked_for(tmp_path, config, drawn, dropout):
-    finetune(config(dropout=dropout, max_train_steps=4), model(), tmp_path)
+    finetune(config(dropout=dropout, max_train_steps=4, use_ema=True), model(), tmp_path)
     assert {training for _, training, grad, _ in drawn if grad} == {dropout}
     assert {training for _, training, grad, _ in drawn if not grad} == {False}
 
