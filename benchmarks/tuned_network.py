@@ -135,7 +135,7 @@ def main() -> None:
     lines = [
         "# A fine-tuned network beside all untuned samplers",
         "",
-        f"`python benchmarks/tuned_network.py {options.folder}`: "
+        f"`python benchmarks/tuned_network.py {options.folder} --images {options.images}`: "
         f"{options.images} samples (seeds from 0), of the classes as often as in the data. The "
         f"Frechet distance is in {judge.features.name} features, which were not trained on; "
         "neighbours are the median distance of a sample's pixels from the nearest real image, over "
