@@ -2,10 +2,11 @@
 
 python benchmarks/tuned_network.py FOLDER [--judge CLASSIFIER] [--images 2000] [--out FILE.md]
 
-FOLDER is what `fewstep distill mmd` left. The judge, which it must not be trained on, is the
-bundled classifier, or that of a folder. Of the untuned network all deterministic solvers run on all
-spacings with both ends, and the tables that come with fewstep: on 64 images first, then the best 24
-(by kernel distance in the judge's features) on 256, the best 6 on all.
+FOLDER is the model that `fewstep distill mmd` left (runs/mmd-mnist/model). The judge, which it must
+not be trained on, is the bundled classifier, or that of a folder. Of the untuned network all
+deterministic solvers run on all spacings with both ends, and the tables that come with fewstep: on
+64 images first, then the best 24 (by kernel distance in the judge's features) on 256, the best 6 on
+all.
 """
 
 from __future__ import annotations
