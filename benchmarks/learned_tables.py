@@ -118,8 +118,9 @@ def main() -> None:
         cells = [f"{nfe}"]
         for measured, found in ((bench.rmse(ours), errors), (bench.frechet(ours) - own, excess)):
             name = min(found, key=lambda each: found[each])
-            ratio = measured / found[name]
-            cells += [f"{measured:.4f}", f"{found[name]:.4f}", f"{ratio:.2f}", name]
+            # Below the reference's own there is nothing to be a ratio of.
+            ratio = f"{measured / found[name]:.2f}" if found[name] > 0 else ""
+            cells += [f"{measured:.4f}", f"{found[name]:.4f}", ratio, name]
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     env = environment(device)
