@@ -55,9 +55,9 @@ def test_a_tuned_network_is_better_by_a_judge_and_does_not_copy(tmp_path):
         {
             "model": "mnist", "nfe": 5, "solver": "ddim", "judge": "mnist-classifier",
             "spaces": [
-                {"features": lenet}, {"features": "pixels", "kernel": "rbf", "weight": 1.0}
+                {"features": lenet}, {"features": "pixels", "kernel": "rbf", "weight": 10.0}
             ],
-            "train_batch_size": 64, "validation_images": 300, "max_train_steps": 40,
+            "train_batch_size": 64, "validation_images": 300, "max_train_steps": 60,
             "learning_rate": 3e-5, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 10,
             "max_grad_norm": 0.5, "use_ema": True, "ema_max_decay": 0.95, "validation_steps": 10,
         }
