@@ -12,13 +12,14 @@ classifier's features to 10,000 digits; the excess is over the reference's own o
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from fewstep import Tableau, build, grid, load_family, samplers, schedules
 from fewstep.eval.evaluate import outputs_of
-from fewstep.eval.extractors import extractor
+from fewstep.eval.extractors import Extractor, extractor
 from fewstep.eval.images import quantise
 from fewstep.eval.metrics import Moments, frechet_distance, moments
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model, pick_device
@@ -52,6 +53,19 @@ def hand_made(law: schedules.Schedule, nfe: int) -> Iterator[tuple[str, Tableau]
                     yield f"{solver.name}, {spacing}, end {end}", table
 
 
+def unlike(features: Extractor, samples: Tensor, others: Tensor) -> float:
+    """The Frechet distance between features of as many uint8 samples of the same noises."""
+    with warnings.catch_warnings():
+        # What few samples add to it is alike for all that are compared.
+        warnings.simplefilter("ignore")
+        return frechet_distance(seen(features, samples), seen(features, others))
+
+
+def seen(features: Extractor, samples: Tensor) -> Moments:
+    """The moments of the features of uint8 samples."""
+    return moments(outputs_of(in_memory("samples", samples), features).features)
+
+
 class Bench:
     """A model with the converged samples of some seeds, and the statistics of its data."""
 
@@ -76,17 +90,9 @@ class Bench:
         gap = samples.double() - self.reference[: len(samples)].double()
         return float(gap.square().mean().sqrt())
 
-    def seen(self, samples: Tensor) -> Moments:
-        """The moments of features."""
-        return moments(outputs_of(in_memory("samples", quantise(samples)), self.features).features)
-
     def frechet(self, samples: Tensor) -> float:
         """The Frechet distance to the data."""
-        return frechet_distance(self.seen(samples), self.real)
-
-    def unlike(self, samples: Tensor) -> float:
-        """The Frechet distance to the reference of the same noises."""
-        return frechet_distance(self.seen(samples), self.seen(self.reference[: len(samples)]))
+        return frechet_distance(seen(self.features, quantise(samples)), self.real)
 
     def best(self, nfe: int) -> dict[str, Tensor]:
         """The samples of the hand-made solvers that are nearest to the reference, or the data."""
@@ -96,7 +102,8 @@ class Bench:
             found = {name: self.samples(t, images) for name, t in left.items()}
             errors = {name: self.rmse(each) for name, each in found.items()}
             kept = sorted((n for n in errors if errors[n] == errors[n]), key=lambda n: errors[n])
-            distances = {name: self.unlike(found[name]) for name in kept}
+            truth = quantise(self.reference[:images])
+            distances = {n: unlike(self.features, quantise(found[n]), truth) for n in kept}
             best = [*kept[:near], *sorted(kept, key=lambda n: distances[n])[:like]]
             left = {name: left[name] for name in dict.fromkeys(best)}
         return {name: self.samples(table) for name, table in left.items()}

@@ -18,16 +18,15 @@ from pathlib import Path
 import torch
 from fewstep import Tableau, grid, samplers
 from fewstep.eval.card import speckled
-from fewstep.eval.evaluate import outputs_of
 from fewstep.eval.extractors import extractor
 from fewstep.eval.images import dequantise, quantise, save_grid
-from fewstep.eval.metrics import frechet_distance, moments
+from fewstep.eval.metrics import frechet_distance
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model, pick_device
-from fewstep.eval.sources import in_memory, open_images
+from fewstep.eval.sources import open_images
 from fewstep.eval.statistics import collect_statistics
 from fewstep.storage import environment, write_atomically
 from fewstep.zoo import mnist
-from learned_tables import hand_made
+from learned_tables import hand_made, seen, unlike
 from torch import Tensor
 
 STAGES = ((64, 24), (256, 6))
@@ -56,18 +55,9 @@ class Judge:
         labels = label_rule(self.labels, model.classes, model.shape, seeds, "cpu")
         return quantise(in_batches(model, table, Draw(seeds, labels)))
 
-    def features_of(self, pixels: Tensor) -> Tensor:
-        """The judge's features."""
-        return outputs_of(in_memory("samples", pixels), self.features).features
-
-    def unlike(self, pixels: Tensor, others: Tensor) -> float:
-        """The Frechet distance to other samples."""
-        seen, other = (moments(self.features_of(each)) for each in (pixels, others))
-        return frechet_distance(seen, other)
-
     def frechet(self, pixels: Tensor) -> float:
         """The Frechet distance to the data."""
-        return frechet_distance(moments(self.features_of(pixels)), self.real.features)
+        return frechet_distance(seen(self.features, pixels), self.real.features)
 
     def nearest(self, x: Tensor, skip: bool = False) -> Tensor:
         """The distance of each image from the nearest real one (or the nearest other one)."""
@@ -99,7 +89,7 @@ def best_untuned(judge: Judge, model, table: Tableau, converged: Tensor) -> tupl
             except ValueError:
                 # Samples that are not finite.
                 continue
-            found[name] = judge.unlike(made, converged[:images])
+            found[name] = unlike(judge.features, made, converged[:images])
         left = {name: left[name] for name in sorted(found, key=lambda n: found[n])[:survivors]}
     samples = {name: judge.samples(model, each, judge.images) for name, each in left.items()}
     best = min(samples, key=lambda name: judge.frechet(samples[name]))

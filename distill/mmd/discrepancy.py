@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ...eval.metrics.kernel import Kernel, gaussian, polynomial
+from ...eval.metrics.kernel import Kernel, gaussian, pair_sums, polynomial
 
 KernelName = Literal["cubic", "rbf", "linear"]
-# Rows of a kernel's matrix at a time, and real images that tell how alike they are.
-ROWS, MANY = 1024, 10_000
+# Real images that tell how alike they are.
+MANY = 10_000
 # Samples of a class among which there are pairs.
 LEAST = 2
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
@@ -65,12 +65,9 @@ def mmd2(
 
 
 def similarity(y: Tensor, kernel: Kernel) -> Tensor:
-    """The mean of k(y_i, y_j) over pairs i != j of y [M, D], some rows at a time."""
-    total = y.new_zeros(())
-    for first in range(0, len(y), ROWS):
-        matrix = kernel(y[first : first + ROWS], y)
-        total = total + matrix.sum() - matrix.diagonal(first).sum()
-    return total / (len(y) * (len(y) - 1))
+    """The mean of k(y_i, y_j) over pairs i != j of y [M, D]."""
+    every, own = pair_sums(kernel, y)
+    return (every - own) / (len(y) * (len(y) - 1))
 
 
 def stratified(classes: tuple[Tensor, Tensor] | None, count: int) -> Tensor:

@@ -72,24 +72,32 @@ class Sums(NamedTuple):
         )
 
 
+def pair_sums(kernel: Kernel, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the kernel over all pairs of y [M, D], and over those of one with itself.
+
+    Rows are taken 1024 at a time, so that memory is linear in M.
+    """
+    every, own = y.new_zeros(()), y.new_zeros(())
+    for rows in torch.arange(len(y), device=y.device).split(ROWS):
+        matrix = kernel(y[rows], y)
+        every += matrix.sum()
+        own += matrix.gather(1, rows[:, None]).sum()
+    return every, own
+
+
 def kernel_sums(kernel: Kernel, x: Tensor, y: Tensor, blocks: Tensor, count: int) -> Sums:
     """The sums over all pairs of x [N, D] and y [M, D], block `blocks`[i] < `count` for x[i].
 
     Rows are taken 1024 at a time, so that memory is linear in N and M.
     """
     member = torch.nn.functional.one_hot(blocks, count).to(x)
-    xx, xy, yy = x.new_zeros(count, count), x.new_zeros(count), x.new_zeros(())
-    x_diagonal, y_diagonal = x.new_zeros(count), x.new_zeros(())
+    xx, xy, x_diagonal = x.new_zeros(count, count), x.new_zeros(count), x.new_zeros(count)
     for rows in torch.arange(len(x), device=x.device).split(ROWS):
         matrix = kernel(x[rows], x)
         xx += member[rows].T @ (matrix @ member)
         x_diagonal += member[rows].T @ matrix.gather(1, rows[:, None])[:, 0]
         xy += member[rows].T @ kernel(x[rows], y).sum(1)
-    for rows in torch.arange(len(y), device=x.device).split(ROWS):
-        matrix = kernel(y[rows], y)
-        yy += matrix.sum()
-        y_diagonal += matrix.gather(1, rows[:, None]).sum()
-    return Sums(xx, x_diagonal, xy, yy, y_diagonal, member.sum(0), len(y))
+    return Sums(xx, x_diagonal, xy, *pair_sums(kernel, y), member.sum(0), len(y))
 
 
 class KernelDistance(StoredFeatures):

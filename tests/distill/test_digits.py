@@ -22,7 +22,7 @@ from fewstep.zoo.classifier import ClassifierConfig, train_classifier
 
 
 @pytest.mark.slow
-def test_a_descent_comes_nearer_than_all_solvers(tmp_path):
+def test_a_descent_comes_nearer_than_its_start_and_fifteen_solvers(tmp_path):
     model = load_model("mnist")
     values = {
         "model": "mnist", "nfe": [5], "samples": 200, "held_out": 100, "teacher_steps": 40,

@@ -136,7 +136,7 @@ def test_many_rows_are_taken_in_parts(monkeypatch):
     y, cubic = draw(23, 3), kernel("cubic", 3)
     matrix = cubic(y, y)
     truth = (matrix.sum() - matrix.diagonal().sum()) / (23 * 22)
-    monkeypatch.setattr("fewstep.distill.mmd.discrepancy.ROWS", 5)
+    monkeypatch.setattr("fewstep.eval.metrics.kernel.ROWS", 5)
     torch.testing.assert_close(similarity(y, cubic), truth)
     monkeypatch.setattr("fewstep.distill.mmd.discrepancy.MANY", 8)
     of_some = Space("a", "", lambda x: x, y, cubic, unit=2.0).apart
