@@ -40,8 +40,8 @@ class TableConfig(BaseModel):
     scale, found at once for these and those halfway between, and the family serves every scale in
     their range.
 
-    `free` as in `samplers.fit`; `loss`, `eps`, `features` (of an extractor) and their weight as in
-    `Objective`; `base`, `ball` and `gradient_checkpointing` as in `table_task`.
+    `free` as in `samplers.fit`; `loss`, `eps`, `features` (of an extractor), their weight and
+    `likeness` as in `Objective`; `base`, `ball` and `gradient_checkpointing` as in `table_task`.
     """
 
     model_config = STRICT
@@ -69,6 +69,7 @@ class TableConfig(BaseModel):
     eps: PositiveFloat = 0.03
     features: ExtractorConfig | None = None
     feature_weight: PositiveFloat = 0.4
+    likeness: NonNegativeFloat = 0.0
     training: TrainingSettings | None = None
     train_batch_size: PositiveInt = 48
     ball: NonNegativeFloat = 0.0
@@ -123,6 +124,10 @@ class TableConfig(BaseModel):
         if min(self.samples, self.held_out, self.search) < len(self.scales):
             many = f"{len(self.scales)} guidance scales, with those between"
             raise ValueError(f"samples, held_out and search must each cover {many}")
+        if self.likeness and self.features is None:
+            raise ValueError("likeness is that of sets of features; name an extractor in features")
+        if self.likeness and self.training is not None:
+            raise ValueError("a training by gradients sees few samples at once: no likeness")
         if self.training is not None and self.train_batch_size > self.samples:
             raise ValueError(
                 f"train_batch_size {self.train_batch_size} is more than the {self.samples} samples"

@@ -15,7 +15,7 @@ from ...eval.progress import Progress, silent
 from ...samplers import State, Tableau, advance, initial, sample
 from ...samplers.blend import Coordinates, coordinates, mixed, with_coordinates
 from ...samplers.fit import Free, Trajectories, is_free, solved
-from .objective import SQUARES, Objective
+from .objective import SQUARES, Objective, Sums
 
 What = Literal["weights", "times", "labels"]
 # Steps of the differences: of a coefficient, and of a time relative to the schedule's length.
@@ -197,24 +197,37 @@ def normal_equations(
 ) -> tuple[Tensor, Tensor]:
     """J^T W J and J^T W r of the outputs' derivative J, their distance r, and its slopes W.
 
+    Those of each sample, and, weighed as in the loss, those of the means.
+
     Of all numbers of the first table, then of the second, ..: those of a batch's own table with its
     shares.
     """
     total = len(found) * len(tables)
     gram = torch.zeros(total, total, dtype=torch.float64)
     right = torch.zeros(total, dtype=torch.float64)
+
+    def add(shares: Sequence[float], weighted: Tensor, columns: Tensor, gap: Tensor) -> None:
+        share = torch.tensor(shares, dtype=torch.float64)
+        gram.add_(torch.kron(torch.outer(share, share), (weighted @ columns.T).cpu()))
+        right.add_(torch.kron(share, (weighted @ gap).cpu()))
+
+    sums, many = Sums(), 0
     for batch in batches:
         table = mixed(tables, batch.shares)
         run = Recorded.of(batch, table)
-        end = objective.outputs(run.end)
-        ends = (objective.outputs(run.end_with(knob)) for knob in found)
-        columns = torch.stack([(each - end).flatten() for each in ends])
-        columns /= torch.tensor([size(knob, table) for knob in found]).to(columns)[:, None]
-        gap = objective.outputs(batch.states[-1]) - end
-        weighted = columns * objective.slope(gap).flatten()
-        share = torch.tensor(batch.shares, dtype=torch.float64)
-        gram += torch.kron(torch.outer(share, share), (weighted @ columns.T).cpu())
-        right += torch.kron(share, (weighted @ gap.flatten()).cpu())
+        end, truth = objective.outputs(run.end), objective.outputs(batch.states[-1])
+        ends = [objective.outputs(run.end_with(knob)) for knob in found]
+        steps = torch.tensor([size(knob, table) for knob in found]).to(end.each)[:, None]
+        columns = torch.stack([(each.each - end.each).flatten() for each in ends]) / steps
+        gap = truth.each - end.each
+        add(batch.shares, columns * objective.slope(gap).flatten(), columns, gap.flatten())
+        moments = torch.stack([each.means - end.means for each in ends]) / steps
+        sums.add(batch, torch.cat([moments, (truth.means - end.means)[None]]))
+        many = gap.shape[1]
+    for shares, count, mean in sums.means():
+        *columns, gap = mean
+        moved = torch.stack(columns)
+        add(shares, many * count * objective.likeness * moved, moved, gap)
     return gram, right
 
 

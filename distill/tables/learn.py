@@ -32,6 +32,7 @@ from .descent import table_task
 from .gauss_newton import Refinement, refine
 from .learned import LearnedTable
 from .lessons import first_batches, pairs, taught
+from .moments import Moments
 from .nodes import place
 from .objective import Objective, distance
 from .teacher import Teacher
@@ -276,12 +277,16 @@ def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> 
         return unrounded(built, x if model.decode is None else model.decode(x))
 
     with torch.no_grad():
-        scale = torch.cat([raw(batch.states[-1]) for batch in teacher.batches]).std(0).mean()
+        found = torch.cat([raw(batch.states[-1]) for batch in teacher.batches])
+    scale = found.std(0).mean()
 
     def features(x: Tensor) -> Tensor:
         return raw(x) / scale
 
-    return Objective(config.loss, config.eps, features, config.feature_weight)
+    moments = Moments.of(found.flatten(1) / scale) if config.likeness else None
+    return Objective(
+        config.loss, config.eps, features, config.feature_weight, moments, config.likeness
+    )
 
 
 def peers(teacher: Teacher, held_out: Sequence[Trajectories], nfe: int) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,18 @@ from ...samplers.fit import Trajectories
 Kind = Literal["l2", "l1", "log"]
 
 
+class Outputs(NamedTuple):
+    """What is compared of some samples: of each, [B, K], and means over all, [M]; float64."""
+
+    each: Tensor
+    means: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The mean cost of the residuals r = outputs(x) - outputs(x*), [B, K].
+    """What the residuals r = outputs(x) - outputs(x*) cost: those of each sample, and of the means.
 
-    `kind` is
+    `kind` is the cost of a residual of each, whose mean counts:
 
     - "l2", r^2: the least RMSE, and pale pictures, because the mean of what may come out lifts a
       background a little everywhere, which distances between sets notice;
@@ -29,23 +36,28 @@ class Objective:
       Non-Stationary Solvers", with errors below `eps` counting for no more.
 
     `features` are joined to the pixels, `weight` times as strong in the root mean square if both
-    deviate alike.
+    deviate alike. With a `likeness`, as many times the squared distance of the means of `moments`
+    of features is added: errors that all samples share cost more than those that cancel. By
+    `Moments` that is the Frechet distance between the two sets.
     """
 
     kind: Kind = "l1"
     eps: float = 0.03
     features: Callable[[Tensor], Tensor] | None = None
     weight: float = 0.4
+    moments: Callable[[Tensor], Tensor] | None = None
+    likeness: float = 0.0
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """What is compared of a state [B, ...]: float64 [B, K]."""
-        pixels = x.flatten(1)
+    def outputs(self, x: Tensor) -> Outputs:
+        """What is compared of a state [B, ...]."""
+        pixels = x.flatten(1).double()
         if self.features is None:
-            return pixels.double()
-        found = self.features(x).flatten(1)
+            return Outputs(pixels, pixels.new_zeros(0))
+        found = self.features(x).flatten(1).double()
         # As many features as pixels would weigh the same.
         factor = self.weight * (pixels.shape[1] / found.shape[1]) ** 0.5
-        return torch.cat([pixels.double(), factor * found.double()], 1)
+        means = found[0, :0] if self.moments is None else self.moments(found).mean(0)
+        return Outputs(torch.cat([pixels, factor * found], 1), means)
 
     def cost(self, gap: Tensor) -> Tensor:
         """The cost of residuals [B, K], of each one or of each sample."""
@@ -59,29 +71,55 @@ class Objective:
                 return (square.mean(1, keepdim=True) + self.eps**2).log()
 
     def slope(self, gap: Tensor) -> Tensor:
-        """Weights [B, K] whose sum of squares has the direction of the gradient at `gap`."""
+        """Weights [B, K] whose sum of squares has K / 2 times the gradient of the costs' means."""
         match self.kind:
             case "l2":
                 return torch.ones_like(gap)
             case "l1":
-                return 1 / self.cost(gap)
+                return 0.5 / self.cost(gap)
             case "log":
                 return (-self.cost(gap)).exp().expand_as(gap)
 
     def costs(self, x: Tensor, ends: Tensor) -> Tensor:
-        """The mean cost of each last state, float64 [B], with its gradient."""
-        return self.cost(self.outputs(x) - self.outputs(ends)).mean(1)
+        """The mean cost of each last state beside the teacher's, float64 [B], with its gradient."""
+        return self.cost(self.outputs(x).each - self.outputs(ends).each).mean(1)
 
     def loss(self, batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
-        """The mean cost of the last states of a table, or of several with the batches' shares."""
+        """What the last states of a table cost, or of several with the batches' shares."""
         return self.loss_of(batches, ends(batches, tables))
 
     @torch.no_grad()
     def loss_of(self, batches: Sequence[Trajectories], found: Sequence[Tensor]) -> float:
-        """The mean cost of last states, those of each batch beside the teacher's."""
-        pairs = zip(batches, found, strict=True)
-        costs = torch.stack([self.costs(x, batch.states[-1]).sum() for batch, x in pairs])
-        return float(costs.sum()) / sum(len(batch.z) for batch in batches)
+        """What last states cost, those of each batch beside the teacher's.
+
+        Sets are those of the batches with the same shares.
+        """
+        total = sum(len(batch.z) for batch in batches)
+        cost, sums = 0.0, Sums()
+        for batch, x in zip(batches, found, strict=True):
+            own, truth = self.outputs(x), self.outputs(batch.states[-1])
+            cost += float(self.cost(own.each - truth.each).mean(1).sum())
+            sums.add(batch, own.means - truth.means)
+        apart = sum(count * float(gap.square().sum()) for _, count, gap in sums.means())
+        return (cost + self.likeness * apart) / total
+
+
+class Sums:
+    """Means over sets of batches, those with the same shares, of what is a mean over each."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[float, ...], tuple[int, Tensor]] = {}
+
+    def add(self, batch: Trajectories, mean: Tensor) -> None:
+        """The mean over one batch."""
+        count, known = self.found.get(batch.shares, (0, torch.zeros_like(mean)))
+        size = len(batch.z)
+        self.found[batch.shares] = count + size, known + size * mean
+
+    def means(self) -> Iterator[tuple[tuple[float, ...], int, Tensor]]:
+        """The shares, the number of samples and the mean of each set."""
+        for shares, (count, total) in self.found.items():
+            yield shares, count, total / count
 
 
 @torch.no_grad()

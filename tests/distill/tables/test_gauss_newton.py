@@ -16,7 +16,9 @@ from fewstep.distill.tables.gauss_newton import (
     size,
     turned,
 )
+from fewstep.distill.tables.moments import Moments
 from fewstep.distill.tables.objective import Objective, distance, ends
+from fewstep.eval.metrics import frechet_distance, moments
 from fewstep.samplers.blend import consistent
 from fewstep.samplers.fit import fit_rows
 
@@ -216,6 +218,44 @@ def test_several_tables_have_the_equations_of_what_the_batches_mix():
     whole = torch.cat(truth, 1)
     torch.testing.assert_close(gram, whole @ whole.T, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(right, whole @ torch.cat(gaps), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+@pytest.mark.parametrize("likeness", [0.0, 30.0])
+def test_the_right_side_is_the_slope_of_the_loss(kind, likeness):
+    met, table = fitted(3, 40)
+    met = [replace(met[0], shares=shares) for shares in ((1.0, 0.0), (0.4, 0.6), (0.4, 0.6))]
+    met[1] = replace(met[1], z=met[1].z[:10], states=[each[:10] for each in met[1].states])
+    tables = [table, samplers.build("unipc-2", table.grid)]
+    moments = Moments.of(met[0].states[-1][:, :4])
+    objective = Objective(kind, 0.05, lambda x: x[:, :4], 0.7, moments, likeness)
+    found = [Knob("weights", 0, -1), Knob("weights", 1, 0), Knob("weights", 2, 1, balanced=True)]
+    _, right = normal_equations(met, tables, found, objective)
+    slopes = []
+    for i in range(2):
+        for knob in found:
+            losses = [
+                objective.loss(met, [turned(t, [(knob, by)] if k == i else []) for k, t in pairs])
+                for by in (1e-4, -1e-4)
+                for pairs in [list(enumerate(tables))]
+            ]
+            slopes.append((losses[0] - losses[1]) / 2e-4)
+    # Of all samples, 16 pixels and 4 features: half the slope of a mean.
+    truth = -90 * 20 / 2 * np.array(slopes)
+    np.testing.assert_allclose(right, truth, rtol=2e-2, atol=2e-3 * abs(truth).max())
+
+
+def test_likeness_makes_sets_alike_that_nobody_has_seen():
+    met, table = fitted(3, 1000)
+    other = teacher(20_000, 2000).trajectories(plain(3))[1]
+    (truth,) = (each.states[-1] for each in other)
+    near = Moments.of(met[0].states[-1])
+    apart = []
+    for likeness in (0.0, 10.0):
+        objective = Objective("l2", features=torch.clone, moments=near, likeness=likeness)
+        found = refine(met, [table], steps=8, objective=objective)
+        apart.append(frechet_distance(*map(moments, (ends(other, found)[0], truth))))
+    assert apart[1] < 0.6 * apart[0]
 
 
 def test_several_tables_are_refined_for_all_that_mix_them():
