@@ -76,8 +76,8 @@ def table_task(
         assert isinstance(module, LearnedTable)
         found = ends(held_out, module.table())
         return {
-            "held_out_loss": objective.loss_of(held_out, found),
-            "held_out_rmse": SQUARES.loss_of(held_out, found) ** 0.5,
+            "held_out_loss": objective.compare(held_out, found).loss,
+            "held_out_rmse": SQUARES.compare(held_out, found).loss ** 0.5,
         }
 
     return Task(module, loss, validate, facts=facts or {})

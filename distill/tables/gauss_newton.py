@@ -15,7 +15,7 @@ from ...eval.progress import Progress, silent
 from ...samplers import State, Tableau, advance, initial, sample
 from ...samplers.blend import Coordinates, coordinates, mixed, with_coordinates
 from ...samplers.fit import Free, Trajectories, is_free, solved
-from .objective import SQUARES, Objective, Sums
+from .objective import SQUARES, Compared, Objective, Sets, ends, over_sets
 
 What = Literal["weights", "times", "labels"]
 # Steps of the differences: of a coefficient, and of a time relative to the schedule's length.
@@ -79,13 +79,11 @@ def turned(table: Tableau, turns: Sequence[tuple[Knob, float]]) -> Tableau:
 class Refinement:
     """Where a refinement is after `step` steps, as JSON values, and what it needs to go on.
 
-    `tables` have the loss `error` on the batches, `best` the loss `judged` on what judges; the last
-    `idle` steps were none better.
+    `best` have the loss `judged` on what judges; the last `idle` steps were none better.
     """
 
     step: int
     tables: list[dict[str, Any]]
-    error: float
     best: list[dict[str, Any]]
     judged: float
     damping: float
@@ -117,9 +115,10 @@ def refine(
     from the step on where they part, so that the numbers of row n cost N - 1 - n evaluations each
     and those of the last row none. A sample gives as many equations as it has pixels: a few hundred
     samples determine dozens of numbers, where a descent by gradients takes thousands of runs. A
-    step is derived from `at_once` of the batches in turn (None: all), and has to lower the loss of
-    all. What is best on `held_out` (or else on `batches`) is returned. `free` as in `fit`. `keep`
-    is given every step, and a refinement `begun` before goes on as if it had not stopped.
+    step is derived from `at_once` of the batches in turn (None: all), but for how far the means of
+    sets are off, which is known of all, and has to lower the loss of all. What is best on
+    `held_out` (or else on `batches`) is returned. `free` as in `fit`. `keep` is given every step,
+    and a refinement `begun` before goes on as if it had not stopped.
 
     Raises ValueError for a table in another basis than x0, a stochastic one, or one whose grid
     knows no schedule.
@@ -136,12 +135,13 @@ def refine(
 
     if begun is None:
         tables = list(tables)
-        error, best = objective.loss(batches, tables), (told(judges, tables), tables)
+        best = (told(judges, tables), tables)
         first, damping, idle = 0, DAMPING, 0
     else:
         tables = list(map(Tableau.from_dict, begun.tables))
-        error, best = begun.error, (begun.judged, list(map(Tableau.from_dict, begun.best)))
+        best = (begun.judged, list(map(Tableau.from_dict, begun.best)))
         first, damping, idle = begun.step, begun.damping, begun.idle
+    here = objective.compare(batches, ends(batches, tables))
     size = at_once or len(batches)
     found = knobs(tables[0], what, free)
     # A single last row that is not free has no number to change.
@@ -149,43 +149,43 @@ def refine(
         if idle == PATIENCE:
             break
         some = [batches[(step * size + i) % len(batches)] for i in range(size)]
-        gram, right = normal_equations(some, tables, found, objective)
+        gram, right = normal_equations(some, tables, found, objective, here.gaps)
         for _ in range(TRIES):
             turns = solved(gram, right, damping).reshape(len(tables), -1)
-            after = loss_if_valid(batches, tables, found, turns, objective)
-            if after is not None and after[0] < error:
+            after = compared_if_valid(batches, tables, found, turns, objective)
+            if after is not None and after[0].loss < here.loss:
                 break
             damping *= 10
-        if after is None or after[0] >= error:
+        if after is None or after[0].loss >= here.loss:
             break
-        error, tables = after
+        here, tables = after
         damping = max(damping / 10, LEAST)
         judged = told(judges, tables)
         idle = 0 if judged < best[0] else idle + 1
         best = min(best, (judged, tables), key=lambda pair: pair[0])
         progress(step + 1, steps, f"NFE {tables[0].nfe}, refined: loss {best[0]:.4g}")
-        here, held = ([table.to_dict() for table in each] for each in (tables, best[1]))
-        keep(Refinement(step + 1, here, error, held, best[0], damping, idle))
+        now, held = ([table.to_dict() for table in each] for each in (tables, best[1]))
+        keep(Refinement(step + 1, now, held, best[0], damping, idle))
     return best[1]
 
 
-def loss_if_valid(
+def compared_if_valid(
     batches: Sequence[Trajectories],
     tables: Sequence[Tableau],
     found: Sequence[Knob],
     turns: Tensor,
     objective: Objective,
-) -> tuple[float, list[Tableau]] | None:
-    """The turned tables and their loss; None where times cross, or samples overflow."""
+) -> tuple[Compared, list[Tableau]] | None:
+    """What the turned tables cost, and they; None where times cross, or samples overflow."""
     try:
         after = [
             turned(table, list(zip(found, turn.tolist(), strict=True)))
             for table, turn in zip(tables, turns, strict=True)
         ]
-        error = objective.loss(batches, after)
+        compared = objective.compare(batches, ends(batches, after))
     except ValueError:
         return None
-    return (error, after) if error == error else None
+    return (compared, after) if compared.loss == compared.loss else None
 
 
 @torch.no_grad()
@@ -194,10 +194,12 @@ def normal_equations(
     tables: Sequence[Tableau],
     found: Sequence[Knob],
     objective: Objective = SQUARES,
+    gaps: Sets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """J^T W J and J^T W r of the outputs' derivative J, their distance r, and its slopes W.
 
-    Those of each sample, and, weighed as in the loss, those of the means.
+    Those of each sample, and, weighed as in the loss, those of the means: of these batches, or with
+    `gaps`, of more.
 
     Of all numbers of the first table, then of the second, ..: those of a batch's own table with its
     shares.
@@ -211,23 +213,22 @@ def normal_equations(
         gram.add_(torch.kron(torch.outer(share, share), (weighted @ columns.T).cpu()))
         right.add_(torch.kron(share, (weighted @ gap).cpu()))
 
-    sums, many = Sums(), 0
+    derivatives, misses, many = [], [], 0
     for batch in batches:
         table = mixed(tables, batch.shares)
         run = Recorded.of(batch, table)
-        end, truth = objective.outputs(run.end), objective.outputs(batch.states[-1])
-        ends = [objective.outputs(run.end_with(knob)) for knob in found]
+        end, truth = objective.outputs(run.end), objective.wanted(batch.states[-1])
+        moved = [objective.outputs(run.end_with(knob)) for knob in found]
         steps = torch.tensor([size(knob, table) for knob in found]).to(end.each)[:, None]
-        columns = torch.stack([(each.each - end.each).flatten() for each in ends]) / steps
+        columns = torch.stack([(each.each - end.each).flatten() for each in moved]) / steps
         gap = truth.each - end.each
         add(batch.shares, columns * objective.slope(gap).flatten(), columns, gap.flatten())
-        moments = torch.stack([each.means - end.means for each in ends]) / steps
-        sums.add(batch, torch.cat([moments, (truth.means - end.means)[None]]))
+        derivatives.append(torch.stack([each.means - end.means for each in moved]) / steps)
+        misses.append(truth.means - end.means)
         many = gap.shape[1]
-    for shares, count, mean in sums.means():
-        *columns, gap = mean
-        moved = torch.stack(columns)
-        add(shares, many * count * objective.likeness * moved, moved, gap)
+    off = gaps or over_sets(batches, misses)
+    for shares, (count, columns) in over_sets(batches, derivatives).items():
+        add(shares, many * count * objective.likeness * columns, columns, off[shares].mean)
     return gram, right
 
 

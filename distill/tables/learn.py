@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ... import samplers
+from ...eval.evaluate import outputs_of
 from ...eval.extractors import extractor, unrounded
 from ...eval.models import NetworkModel
 from ...eval.progress import Progress, silent
+from ...eval.sources import open_images
 from ...samplers import Tableau
 from ...samplers.blend import Blend
 from ...samplers.family import FAMILY, load_blends
@@ -107,11 +109,13 @@ def key_of(config: TableConfig, model: NetworkModel) -> str:
     """What all numbers of a table depend on besides its NFE: settings, weights, law, extractor."""
     aside = {**ASIDE, "training": set(FREE)} if config.training is not None else ASIDE
     said = config.model_dump(mode="json", exclude=aside)
-    features = None
+    features = real = None
     if config.features is not None:
         features = extractor(config.features.id, **config.features.options).fingerprint
+    if config.likeness and config.model.data is not None:
+        real = open_images(config.model.data).identity
     law = grid(model.schedule, config.teacher_steps, config.spacing)
-    return digest(said, model.fingerprint, law.lam, law.label, features)
+    return digest(said, model.fingerprint, law.lam, law.label, features, real)
 
 
 def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None:
@@ -257,7 +261,8 @@ def closest(
         moves=config.moves,
         base=config.base,
         free=config.free,
-        objective=objective,
+        # Of sets, so few samples say little.
+        objective=replace(objective, likeness=0.0),
         progress=progress,
     )
     nodes, met = teacher.trajectories(chosen.places)
@@ -266,6 +271,8 @@ def closest(
 
 def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> Objective:
     """The objective, with features in units of their deviation over the teacher's samples.
+
+    Sets are to be like the real images, where the model names some, or else like the teacher's.
 
     Features are those of images: of latents, decoded.
     """
@@ -283,10 +290,14 @@ def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> 
     def features(x: Tensor) -> Tensor:
         return raw(x) / scale
 
-    moments = Moments.of(found.flatten(1) / scale) if config.likeness else None
-    return Objective(
-        config.loss, config.eps, features, config.feature_weight, moments, config.likeness
-    )
+    single = Objective(config.loss, config.eps, features, config.feature_weight)
+    if not config.likeness:
+        return single
+    data = config.model.data
+    real = found if data is None else outputs_of(open_images(data), built).features
+    moments = Moments.of(real.flatten(1).to(found.device) / scale)
+    goal = None if data is None else moments.expected
+    return replace(single, moments=moments, goal=goal, likeness=config.likeness)
 
 
 def peers(teacher: Teacher, held_out: Sequence[Trajectories], nfe: int) -> dict[str, float]:

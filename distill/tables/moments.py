@@ -28,24 +28,43 @@ class Moments:
 
     mean: Tensor
     axes: Tensor
-    factors: Tensor
+    variances: Tensor
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """About a set of features [N, D]."""
         known = features.double()
         mean = known.mean(0)
-        _, spread, axes = torch.linalg.svd(known - mean, full_matrices=False)
-        variances = spread.square()[:MOST] / len(known)
+        variances, axes = torch.linalg.eigh((known - mean).T @ (known - mean) / len(known))
+        variances, axes = variances.flip(0)[:MOST], axes.flip(1)[:, :MOST]
         kept = variances > LEAST * variances[0]
-        variances = variances[kept]
-        factors = (2 * (variances[:, None] + variances)).rsqrt()
-        # A pair stands in the sum twice.
-        twice = factors * (2 - torch.eye(len(factors)).to(factors)).sqrt()
-        return cls(mean, axes[:MOST][kept].T, twice)
+        return cls(mean, axes[:, kept], variances[kept])
+
+    @property
+    def factors(self) -> Tensor:
+        """Of the products y_i y_j, i <= j [R (R + 1) / 2]; a pair stands in the sum twice."""
+        i, j = self.pairs
+        return torch.where(i == j, 1.0, 2.0).div(2 * (self.variances[i] + self.variances[j])).sqrt()
+
+    @property
+    def pairs(self) -> Tensor:
+        """The axes i and j of every product, int64 [2, R (R + 1) / 2]."""
+        size = len(self.variances)
+        return torch.triu_indices(size, size, device=self.variances.device)
+
+    @property
+    def expected(self) -> Tensor:
+        """The means of the numbers over the set itself."""
+        i, j = self.pairs
+        return torch.cat(
+            [
+                torch.zeros_like(self.variances),
+                self.factors * torch.where(i == j, self.variances[i], 0.0),
+            ]
+        )
 
     def __call__(self, features: Tensor) -> Tensor:
         """The numbers of each, float64."""
         y = (features.double() - self.mean) @ self.axes
-        i, j = torch.triu_indices(y.shape[1], y.shape[1], device=y.device)
-        return torch.cat([y, y[:, i] * y[:, j] * self.factors[i, j]], 1)
+        i, j = self.pairs
+        return torch.cat([y, y[:, i] * y[:, j] * self.factors], 1)

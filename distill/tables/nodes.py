@@ -106,4 +106,4 @@ def placed(
     """The fit on these nodes."""
     grid, met = teacher.trajectories(places)
     tables, ends = fit_rows(met, grid, base=base, ridge=ridge, free=free)
-    return Placed(places, tables, objective.loss_of(met, ends))
+    return Placed(places, tables, objective.compare(met, ends).loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -37,8 +37,9 @@ class Objective:
 
     `features` are joined to the pixels, `weight` times as strong in the root mean square if both
     deviate alike. With a `likeness`, as many times the squared distance of the means of `moments`
-    of features is added: errors that all samples share cost more than those that cancel. By
-    `Moments` that is the Frechet distance between the two sets.
+    of features is added, from those of the teacher's samples, or from `goal` [M]: errors that all
+    samples share cost more than those that cancel. By `Moments` that is the Frechet distance
+    between the two sets.
     """
 
     kind: Kind = "l1"
@@ -46,6 +47,7 @@ class Objective:
     features: Callable[[Tensor], Tensor] | None = None
     weight: float = 0.4
     moments: Callable[[Tensor], Tensor] | None = None
+    goal: Tensor | None = None
     likeness: float = 0.0
 
     def outputs(self, x: Tensor) -> Outputs:
@@ -58,6 +60,11 @@ class Objective:
         factor = self.weight * (pixels.shape[1] / found.shape[1]) ** 0.5
         means = found[0, :0] if self.moments is None else self.moments(found).mean(0)
         return Outputs(torch.cat([pixels, factor * found], 1), means)
+
+    def wanted(self, ends: Tensor) -> Outputs:
+        """What samples are compared with, where the teacher of the same noises ends at `ends`."""
+        found = self.outputs(ends)
+        return found if self.goal is None else found._replace(means=self.goal)
 
     def cost(self, gap: Tensor) -> Tensor:
         """The cost of residuals [B, K], of each one or of each sample."""
@@ -86,40 +93,48 @@ class Objective:
 
     def loss(self, batches: Sequence[Trajectories], tables: Tableau | Sequence[Tableau]) -> float:
         """What the last states of a table cost, or of several with the batches' shares."""
-        return self.loss_of(batches, ends(batches, tables))
+        return self.compare(batches, ends(batches, tables)).loss
 
     @torch.no_grad()
-    def loss_of(self, batches: Sequence[Trajectories], found: Sequence[Tensor]) -> float:
-        """What last states cost, those of each batch beside the teacher's.
-
-        Sets are those of the batches with the same shares.
-        """
+    def compare(self, batches: Sequence[Trajectories], found: Sequence[Tensor]) -> Compared:
+        """What last states cost, those of each batch beside the teacher's, and why."""
         total = sum(len(batch.z) for batch in batches)
-        cost, sums = 0.0, Sums()
+        cost, gaps = 0.0, []
         for batch, x in zip(batches, found, strict=True):
-            own, truth = self.outputs(x), self.outputs(batch.states[-1])
-            cost += float(self.cost(own.each - truth.each).mean(1).sum())
-            sums.add(batch, own.means - truth.means)
-        apart = sum(count * float(gap.square().sum()) for _, count, gap in sums.means())
-        return (cost + self.likeness * apart) / total
+            truth, own = self.wanted(batch.states[-1]), self.outputs(x)
+            cost += float(self.cost(truth.each - own.each).mean(1).sum())
+            gaps.append(truth.means - own.means)
+        sets = over_sets(batches, gaps)
+        apart = sum(each.samples * float(each.mean.square().sum()) for each in sets.values())
+        return Compared((cost + self.likeness * apart) / total, sets)
 
 
-class Sums:
-    """Means over sets of batches, those with the same shares, of what is a mean over each."""
+class SetMean(NamedTuple):
+    """A mean over the samples of a set, and how many they are."""
 
-    def __init__(self) -> None:
-        self.found: dict[tuple[float, ...], tuple[int, Tensor]] = {}
+    samples: int
+    mean: Tensor
 
-    def add(self, batch: Trajectories, mean: Tensor) -> None:
-        """The mean over one batch."""
-        count, known = self.found.get(batch.shares, (0, torch.zeros_like(mean)))
+
+Sets = Mapping[tuple[float, ...], SetMean]
+
+
+class Compared(NamedTuple):
+    """The loss of samples, and how far the means of sets, those of equal shares, are off."""
+
+    loss: float
+    gaps: Sets
+
+
+def over_sets(batches: Sequence[Trajectories], means: Sequence[Tensor]) -> Sets:
+    """Means over all batches with the same shares, by their shares, from a mean over each."""
+    found: dict[tuple[float, ...], SetMean] = {}
+    for batch, mean in zip(batches, means, strict=True):
         size = len(batch.z)
-        self.found[batch.shares] = count + size, known + size * mean
-
-    def means(self) -> Iterator[tuple[tuple[float, ...], int, Tensor]]:
-        """The shares, the number of samples and the mean of each set."""
-        for shares, (count, total) in self.found.items():
-            yield shares, count, total / count
+        known = found.get(batch.shares, SetMean(0, mean))
+        count = known.samples + size
+        found[batch.shares] = SetMean(count, known.mean + (mean - known.mean) * (size / count))
+    return found
 
 
 @torch.no_grad()

@@ -138,6 +138,11 @@ def test_the_first_batches_are_for_the_search(tmp_path):
         ({"guidance": []}, "at least 1 item"),
         ({"guidance": [1, 3], "max_train_steps": 5, "train_batch_size": 4}, "for one guidance"),
         ({"guidance": [1, 2, 3], "search": 2}, "each cover 5 guidance scales"),
+        ({"likeness": 1.0}, "name an extractor in features"),
+        (
+            {"likeness": 1.0, "features": "pixels", "max_train_steps": 5, "train_batch_size": 4},
+            "no likeness",
+        ),
     ],
 )
 def test_bad_settings_are_named(changes, said):
@@ -259,6 +264,49 @@ def test_features_of_latents_are_those_of_images(tmp_path):
     objective = objective_of(settings, model, teacher)
     x = teacher.batches[0].states[-1]
     assert objective.features(x).shape[1] == model.decode(x)[0].numel()
+
+
+def photographs(path, seed=0):
+    """A file of real images of the model's shape."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, *SHAPE[1:], 3), dtype=np.uint8)
+    np.save(path, pixels)
+    return {"id": "exact", "data": str(path)}
+
+
+def test_sets_are_to_be_like_real_images_or_else_like_the_teachers(tmp_path):
+    model, asked = curved(), {"features": "pixels", "likeness": 2.0}
+    settings = config(**asked)
+    teacher = taught(settings, model, tmp_path)
+    ends = torch.cat([batch.states[-1] for batch in teacher.batches])
+
+    plain = objective_of(settings, model, teacher)
+    own = plain.wanted(ends).means
+    torch.testing.assert_close(plain.moments.expected, own, rtol=1e-5, atol=1e-5)
+
+    data = photographs(tmp_path / "real.npy")
+    found = objective_of(config(**asked, model=data), model, teacher)
+    real = torch.from_numpy(np.load(data["data"])).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(found.outputs(real).means, found.goal, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.wanted(ends).means, found.goal)
+    torch.testing.assert_close(found.wanted(ends).each, plain.wanted(ends).each)
+    # Two sets, by far: noise and the samples.
+    gap = (plain.outputs(real).means - own).square().sum()
+    assert plain.compare(teacher.batches, [b.states[-1] for b in teacher.batches]).loss == 0.03
+    losses = [
+        each.compare(teacher.batches, [b.states[-1] for b in teacher.batches]).loss
+        for each in (found, replace(found, likeness=0.0))
+    ]
+    assert losses[1] == pytest.approx(0.03)
+    assert losses[0] - losses[1] > 0.5 * float(gap)
+
+
+def test_real_images_decide_a_table_where_it_is_to_be_like_them(tmp_path):
+    model, asked = curved(), {"features": "pixels", "likeness": 2.0}
+    data = [photographs(tmp_path / f"{seed}.npy", seed) for seed in (0, 1)]
+    keys = {key_of(config(**asked, model=each), model) for each in ("exact", *data)}
+    assert len(keys) == 3
+    unlike = {key_of(config(features="pixels", model=each), model) for each in ("exact", *data)}
+    assert len(unlike) == 1
 
 
 CHANGES = [

@@ -53,3 +53,9 @@ def test_the_mean_alone_counts_as_it_is():
     moved = first + torch.tensor([0.01, 0.0, 0.0, -0.02], dtype=torch.float64)
     # Products of a shift are of fourth order.
     assert near(first, moved) == pytest.approx(5e-4, rel=1e-2)
+
+
+def test_the_means_over_the_set_itself_are_known():
+    first, _ = sets(500, 5, 0.0)
+    found = Moments.of(first)
+    torch.testing.assert_close(found.expected, found(first).mean(0), rtol=1e-9, atol=1e-9)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from fewstep.distill.tables.objective import Objective
+from fewstep.samplers.fit import Trajectories
 
 GAP = torch.tensor([[-3.0, -0.1, 0.0], [0.02, 1.0, 0.5]], dtype=torch.float64)
 
@@ -39,3 +41,18 @@ def test_features_weigh_as_their_share_of_the_pixels():
     assert found.shape == (2, 20)
     pixels, features = found[:, :16].square().sum(), found[:, 16:].square().sum()
     assert float(features / pixels) == pytest.approx(0.5**2)
+
+
+def test_likeness_is_of_all_samples_of_a_set_and_not_of_each():
+    x, ends = torch.tensor([[1.0], [3.0], [6.0]]), torch.tensor([[2.0], [2.0], [4.0]])
+    parts = [Trajectories(lambda x, node: x, x[:2], [ends[:2]])]
+    parts.append(Trajectories(lambda x, node: x, x[2:], [ends[2:]]))
+    one = Objective("l2", features=torch.clone, moments=torch.clone, likeness=10.0)
+    # Of one set: the means are 10 / 3 and 8 / 3.
+    plain = replace(one, likeness=0.0).compare(parts, [x[:2], x[2:]]).loss
+    assert one.compare(parts, [x[:2], x[2:]]).loss == pytest.approx(plain + 10 * (2 / 3) ** 2)
+    # Of two, with errors that cancel in the first.
+    parts[1] = replace(parts[1], shares=(2.0,))
+    assert one.compare(parts, [x[:2], x[2:]]).loss == pytest.approx(plain + 10 * 2**2 / 3)
+    goal = replace(one, goal=torch.tensor([1.0]))
+    assert goal.compare(parts[:1], [x[:2]]).loss == pytest.approx((1 + 0.4**2) / 2 + 10 * 1**2)
