@@ -26,7 +26,7 @@ FLOORS = (
     "training",
     "zoo",
     "eval",
-    *("distill", "cli"),
+    *("distill", "search", "cli"),
 )
 MODULES = [
     path

@@ -1,0 +1,310 @@
+"""The solver schedules that a search may visit: drawn, mutated and crossed, always legal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..schedules import Schedule, Spacing
+from ..schedules.base import Float
+from ..schedules.spacing import SPACINGS, End
+from .presets import correcting
+from .ruler import Ruler
+from .schedule import REMEDIES, Prediction, Relaxation, SolverSchedule, Step, Update
+
+# None; one that reuses the output at the predicted state; one that asks again at the corrected.
+Correction = Literal["none", "reuse", "again"]
+# How often orders 1, 2, .. are drawn, as in the released search of USF.
+ORDERS = (0.2, 0.4, 0.3, 0.1)
+Marks = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Solver schedules of exactly `nfe` evaluations on the noise schedule `law`.
+
+    They start at t_max and end in clean data (`end` "zero") or at t_min ("min"); the times between
+    lie on `marks` equal parts of the way that `spacing` measures (see `Ruler`), so that schedules
+    meet at the same times, where one network evaluation may serve several. Each step chooses one of
+    `predictions`, an order up to `order`, one of `starts` (0 multistep), which outputs estimate
+    each derivative, a relaxation, and one of `corrections`, whose rule is `presets.correcting`; a
+    schedule chooses one of `free_starts`. What is named twice is drawn twice as often. Where
+    another evaluation at the same time is one too many, a step does without. `rate` is how often a
+    mutation changes a time or a step, and `width` by how much of the way it moves a time.
+
+    Parents from elsewhere, such as presets, are brought into the space by what they pass on.
+    All methods draw from the generator that they are given, and from nothing else. Raises
+    ValueError for a budget below 1 and for choices that leave no schedule.
+    """
+
+    law: Schedule
+    nfe: int
+    spacing: Spacing = SPACINGS["karras"]
+    end: End = "zero"
+    marks: int = 128
+    predictions: tuple[Prediction, ...] = ("x0", "eps")
+    order: int = 4
+    starts: tuple[int, ...] = (0, 0, 0, 1, 2)
+    corrections: tuple[Correction, ...] = ("none", "none", "reuse", "reuse", "again")
+    free_starts: tuple[bool, ...] = (False,)
+    rate: float = 0.3
+    width: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.nfe < 1 or not 1 <= self.order <= len(ORDERS):
+            raise ValueError(
+                f"space: nfe must be at least 1 and order from 1 to {len(ORDERS)}, got {self.nfe} "
+                f"and {self.order}"
+            )
+        if self.marks <= self.nfe + 1:
+            raise ValueError(
+                f"space: {self.marks} marks are too few for the times of {self.nfe} evaluations"
+            )
+        if self.end not in get_args(End):
+            raise ValueError(f"space: end must be 'zero' or 'min', got {self.end!r}")
+        for what, chosen, known in (
+            ("predictions", self.predictions, get_args(Prediction)),
+            ("corrections", self.corrections, get_args(Correction)),
+        ):
+            if not chosen or not {*chosen} <= {*known}:
+                raise ValueError(f"space: {what} are some of {', '.join(known)}, got {chosen}")
+        if not self.free_starts or 0 not in self.starts or min(self.starts) < 0:
+            raise ValueError(
+                "space: a choice of free_starts is needed, and of starts 0, which the first step "
+                f"takes; got {self.free_starts} and {self.starts}"
+            )
+        if not 0 <= self.rate <= 1 or not self.width >= 0:
+            raise ValueError(
+                f"space: rate is a probability and width at least 0, got {self.rate}, {self.width}"
+            )
+        self.ruler  # noqa: B018  a spacing that the law does not have is an error now
+
+    @cached_property
+    def ruler(self) -> Ruler:
+        """How far a time is from noise to data."""
+        return Ruler(self.law, self.spacing)
+
+    @cached_property
+    def pure(self) -> bool:
+        """Whether the first state is pure noise, whose output no later step can use."""
+        return bool(np.isneginf(self.law.lam(self.law.t_max)))
+
+    def drawn(self, rng: np.random.Generator) -> SolverSchedule:
+        """A random schedule: gaps of a Dirichlet law, bent to either end, and random steps."""
+        free = bool(rng.choice(self.free_starts))
+        n, spent = 1, 1 - free
+        kinds: list[Correction] = []
+        while spent < self.nfe:
+            lean = spent + 2 > self.nfe
+            kinds.append(self.correction(rng, self.lean if lean else self.corrections))
+            spent += 2 if kinds[-1] == "again" else 1
+            n += 1
+        gaps = rng.dirichlet(np.full(n, 4.0))
+        way = np.cumsum(gaps)[:-1] ** np.exp(0.3 * rng.normal())
+        steps = [self.step(rng, k, n, kind) for k, kind in enumerate([*kinds, "none"])]
+        return self.assembled(rng, np.rint(self.marks * way), steps, free)
+
+    def mutated(self, schedule: SolverSchedule, rng: np.random.Generator) -> SolverSchedule:
+        """A neighbour: some times moved, some steps changed, at times one taken out or put in.
+
+        What the budget then lacks is drawn, and what is too much is taken out at random.
+        """
+        marks, steps, free = self.parts(schedule)
+        moves = np.rint(self.width * self.marks * rng.normal(size=len(marks)))
+        marks = marks + moves * (rng.random(len(marks)) < self.rate)
+        changed = [
+            self.changed(rng, step, k, len(steps)) if rng.random() < self.rate else step
+            for k, step in enumerate(steps)
+        ]
+        if len(marks) and rng.random() < self.rate / 2:
+            out = int(rng.integers(len(marks)))
+            marks = np.delete(marks, out)
+            del changed[out]
+        if rng.random() < self.rate / 2:
+            free = bool(rng.choice(self.free_starts))
+        return self.assembled(rng, marks, changed, free)
+
+    def crossed(
+        self, one: SolverSchedule, other: SolverSchedule, rng: np.random.Generator
+    ) -> SolverSchedule:
+        """A child: the number of steps of one parent, and what else there is of either.
+
+        Times are taken in one piece up to some step from one parent and then from the other, or
+        all from one; each step's prediction, predictor and correction are from the steps of either
+        parent that are as far on their way.
+        """
+        first, second = (one, other) if rng.random() < 0.5 else (other, one)
+        marks, steps, free = self.parts(first)
+        theirs, others, also = self.parts(second)
+        if len(marks) == len(theirs) and rng.random() < 0.5:
+            cut = int(rng.integers(len(marks) + 1))
+            marks = np.concatenate([marks[:cut], theirs[cut:]])
+        last = max(len(steps) - 1, 1)
+        mixed = []
+        for k, mine in enumerate(steps):
+            pair = (mine, others[round(k * (len(others) - 1) / last)])
+            a, b, c = (pair[each] for each in rng.integers(2, size=3))
+            mixed.append(stepped(a.prediction, b.predictor, correction_of(c)))
+        return self.assembled(rng, marks, mixed, also if rng.random() < 0.5 else free)
+
+    def parts(self, schedule: SolverSchedule) -> tuple[Float, list[Step], bool]:
+        """The marks nearest to the times between both ends, the steps, the free start."""
+        marks = np.rint(self.marks * self.ruler.shares(schedule.times[1:-1]))
+        return marks, [*schedule.steps], schedule.free_start
+
+    @cached_property
+    def lean(self) -> tuple[Correction, ...]:
+        """The corrections that cost no evaluation; none at all where there is no other."""
+        return tuple(each for each in self.corrections if each != "again") or ("none",)
+
+    def correction(self, rng: np.random.Generator, among: tuple[Correction, ...]) -> Correction:
+        """A random one of some corrections."""
+        return among[rng.integers(len(among))]
+
+    def room(self, k: int, n: int) -> int:
+        """How many outputs step k of n can use."""
+        clean = self.end == "zero" and k == n - 1
+        return 1 if clean else max(k + 1 - self.pure, 1)
+
+    def step(self, rng: np.random.Generator, k: int, n: int, kind: Correction) -> Step:
+        """A random step k of n."""
+        prediction = self.predictions[rng.integers(len(self.predictions))]
+        return stepped(prediction, self.predictor(rng, self.room(k, n)), kind)
+
+    def predictor(self, rng: np.random.Generator, room: int) -> Update:
+        """A random predictor that uses at most `room` outputs."""
+        shares = np.array(ORDERS[: min(self.order, room)])
+        order = 1 + int(rng.choice(len(shares), p=shares / shares.sum()))
+        if order == 1:
+            return Update()
+        start = int(rng.choice([each for each in self.starts if each < room]))
+        pool = [each for each in range(room) if each != start]
+        estimates = []
+        for k in range(1, order):
+            # Mostly the full difference by the nearest outputs, as solvers have it.
+            count = order - 1 if rng.random() < 0.7 else int(rng.integers(k, order))
+            near = rng.random() < 0.8
+            points = pool[:count] if near else rng.choice(pool, count, replace=False).tolist()
+            estimates.append(tuple(sorted(points)))
+        made = Update(start, tuple(estimates), self.relaxation(rng))
+        return trimmed(made, room, self.order, self.starts)
+
+    def relaxation(self, rng: np.random.Generator) -> Relaxation:
+        """A random relaxation: none, linear, or one of the published ones."""
+        kind = rng.random()
+        if kind < 0.4:
+            return 0.0
+        return float(0.2 * rng.normal()) if kind < 0.8 else REMEDIES[rng.integers(len(REMEDIES))]
+
+    def changed(self, rng: np.random.Generator, step: Step, k: int, n: int) -> Step:
+        """The step with one of its decisions made anew."""
+        kind, update = correction_of(step), step.predictor
+        match int(rng.integers(5)):
+            case 0:
+                drawn = self.predictions[rng.integers(len(self.predictions))]
+                return stepped(drawn, update, kind)
+            case 1:
+                return stepped(step.prediction, update, self.correction(rng, self.corrections))
+            case 2 if update.estimates:
+                return stepped(
+                    step.prediction, replace(update, relaxation=self.relaxation(rng)), kind
+                )
+            case 3 if update.estimates and isinstance(update.relaxation, float):
+                moved = update.relaxation + float(0.05 * rng.normal())
+                return stepped(step.prediction, replace(update, relaxation=moved), kind)
+        return stepped(step.prediction, self.predictor(rng, self.room(k, n)), kind)
+
+    def assembled(
+        self, rng: np.random.Generator, marks: Float, steps: Sequence[Step], free: bool
+    ) -> SolverSchedule:
+        """The schedule of these parts, made legal, and brought to the budget move by move.
+
+        Too many evaluations: some step is taken out, or an output not asked for again. Too few:
+        a time is drawn, with its step. Each move is worth one evaluation.
+        """
+        top = self.marks if self.end == "zero" else self.marks - 1
+        way, rest = apart(marks, top), [*steps]
+        free = free if free in self.free_starts else self.free_starts[0]
+        while True:
+            rest = [self.fitted(rng, step, k, len(rest)) for k, step in enumerate(rest)]
+            over = len(rest) + sum(step.again for step in rest) - free - self.nfe
+            if over == 0:
+                break
+            if over > 0:
+                k = int(rng.choice([k for k, s in enumerate(rest) if s.again or k < len(rest) - 1]))
+                if rest[k].again:
+                    kind = self.correction(rng, self.lean)
+                    rest[k] = stepped(rest[k].prediction, rest[k].predictor, kind)
+                else:
+                    way = np.delete(way, k)
+                    del rest[k]
+            else:
+                new = int(rng.choice(np.setdiff1d(np.arange(1, top + 1), way)))
+                k = int(np.searchsorted(way, new))
+                way = np.insert(way, k, new)
+                kind = self.correction(rng, self.lean)
+                rest.insert(k, self.step(rng, k, len(rest) + 1, kind))
+        times = (self.law.t_max, *self.ruler.times(way / self.marks).tolist(), self.stop)
+        return SolverSchedule(times, tuple(rest), free)
+
+    @property
+    def stop(self) -> float:
+        """The last time."""
+        return self.law.t_zero if self.end == "zero" else self.law.t_min
+
+    def fitted(self, rng: np.random.Generator, step: Step, k: int, n: int) -> Step:
+        """The step as it can be at place k of n: in the space, and what it uses is there."""
+        kind: Correction = correction_of(step)
+        if k == n - 1 or (k == 0 and self.pure):
+            kind = "none"
+        elif kind not in self.corrections:
+            kind = self.correction(rng, self.lean)
+        there = step.prediction in self.predictions
+        prediction = step.prediction if there else self.predictions[0]
+        predictor = trimmed(step.predictor, self.room(k, n), self.order, self.starts)
+        if predictor == step.predictor and there and kind == correction_of(step):
+            return step
+        return stepped(prediction, predictor, kind)
+
+
+def correction_of(step: Step) -> Correction:
+    """How a step corrects."""
+    return "none" if step.corrector is None else "again" if step.again else "reuse"
+
+
+def stepped(prediction: Prediction, predictor: Update, kind: Correction) -> Step:
+    """A step whose corrector, if any, follows from its predictor."""
+    corrector = None if kind == "none" else correcting(predictor)
+    return Step(prediction, predictor, corrector, kind == "again")
+
+
+def trimmed(update: Update, room: int, order: int, starts: Sequence[int]) -> Update:
+    """The update through no more than the `room` newest outputs, the newest of all among them.
+
+    It starts at one of `starts`, or 0, and has at most that order. Outputs that are not there are
+    replaced by the nearest that a derivative needs, or dropped.
+    """
+    start = update.start if update.start in starts and update.start < room else 0
+    pool = [each for each in range(room) if each != start]
+    estimates: list[tuple[int, ...]] = []
+    for k, points in enumerate(update.estimates[: min(order - 1, len(pool))], 1):
+        kept = [each for each in points if each in pool]
+        kept += [each for each in pool if each not in kept][: max(k - len(kept), 0)]
+        estimates.append(tuple(sorted(kept)))
+    if not estimates:
+        return Update()
+    if start and not any(0 in points for points in estimates):
+        estimates[-1] = (0, *estimates[-1])
+    return Update(start, tuple(estimates), update.relaxation)
+
+
+def apart(marks: Float, top: int) -> Marks:
+    """The marks in order, all different and from 1 to `top`, moved as little as that needs."""
+    steps = np.arange(len(marks))
+    rising = np.maximum.accumulate(np.sort(np.clip(marks, 1, top)) - steps)
+    return np.asarray(np.minimum(rising, top + 1 - len(marks)) + steps, dtype=np.int64)
