@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..schedules import Schedule
 from ..schedules.grid import Node
 from .basis import affine, preconditioning
-from .sums import mix
+from .sums import Coefficient, mix, scaled
 
 # What the network returns: a basis of tableaux, or the F of Karras et al. 2022.
 Prediction = Literal["x0", "eps", "v", "flow", "edm"]
@@ -24,10 +24,10 @@ PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 class Call(NamedTuple):
     """One evaluation: out = network(scale_in x, label), x0 = x_factor x + out_factor out."""
 
-    scale_in: float
-    label: float | Tensor
-    x_factor: float
-    out_factor: float
+    scale_in: Coefficient
+    label: Coefficient
+    x_factor: Coefficient
+    out_factor: Coefficient
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,8 @@ class NetworkDenoiser:
     def __call__(self, x: Tensor, node: Node) -> Tensor:
         """Predict clean data, in the dtype of x."""
         call = call_at(node, self.schedule, self.prediction, self.sigma_data)
-        inputs = x if call.scale_in == 1 else x * call.scale_in
+        plain = isinstance(call.scale_in, float) and call.scale_in == 1
+        inputs = x if plain else scaled(x, call.scale_in)
         if self.dtype is not None:
             inputs = inputs.to(self.dtype)
         out = self.network(inputs, per_sample(call.label, x), **self.kwargs)
@@ -64,7 +65,7 @@ class NetworkDenoiser:
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     """A number, or one each, for the samples of x: float32 [B] where x is, never rounded."""
     if isinstance(value, Tensor):
-        return value.to(x.device, torch.float32).expand(len(x))
+        return value.to(x.device, torch.float32).flatten().expand(len(x))
     # Filled on the device: no copy, no synchronisation.
     return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
 
@@ -97,12 +98,32 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
         unit = scale / alpha
         return Call(c_in * unit, label, c_skip * unit, c_out)
     p, q = affine(prediction, alpha, sigma)
-    if q == 0:
+    mute = q == 0
+    if mute.any() if isinstance(mute, Tensor) else mute:
         raise ValueError(
             f"node {node.index} is pure noise (alpha = 0), where a network that predicts "
             f"{prediction} says nothing about x0: use a v or flow network, or start below it"
         )
     return Call(scale, label, -p / q * scale, 1 / q)
+
+
+def several(nodes: Sequence[Node], x: Tensor) -> Node:
+    """The node of a batch whose samples are each at one of their own: sample i at nodes[i].
+
+    Its time, levels and label are float64 tensors [B, 1, ..] that broadcast against x, on the CPU;
+    all else is that of the first. A denoiser takes it where the nodes are of its own schedule, in
+    which they must be: ValueError for nodes of several schedules, or of one that is unknown.
+    """
+    first = nodes[0]
+    laws = {id(node.schedule): node.schedule for node in nodes}.values()
+    if first.schedule is None or any(law != first.schedule for law in laws):
+        raise ValueError("the nodes of one batch must have one noise schedule, and know it")
+    shape = (len(nodes), *[1] * (x.ndim - 1))
+    levels: dict[str, Any] = {
+        name: torch.tensor([getattr(node, name) for node in nodes], dtype=torch.float64).view(shape)
+        for name in ("time", "alpha", "sigma", "lam", "label")
+    }
+    return replace(first, **levels)
 
 
 def is_own(node: Node, schedule: Schedule) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ... import samplers
 from ...samplers.denoiser import per_sample
+from ...samplers.sums import scaled
 from ...schedules import EDM
 from ...schedules.grid import Node
 from ...zoo.edm import EDMNetwork
@@ -92,7 +93,7 @@ def edm_model(name: str, network: EDMNetwork) -> NetworkModel:
         def call(x: Tensor, node: Node) -> Tensor:
             # In the form x0 + nsr eps, whatever the grid's.
             sigma = per_sample(node.sigma / node.alpha, x)
-            return network(x / node.alpha, sigma, labels).to(x.dtype)
+            return network(scaled(x, 1 / node.alpha), sigma, labels).to(x.dtype)
 
         return call
 
