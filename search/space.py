@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..schedules import Schedule, Spacing
 from ..schedules.base import Float
 from ..schedules.spacing import SPACINGS, End
-from .presets import correcting
+from .repair import Correction, apart, correction_of, stepped, trimmed
 from .ruler import Ruler
 from .schedule import REMEDIES, Prediction, Relaxation, SolverSchedule, Step, Update
 
-# None; one that reuses the output at the predicted state; one that asks again at the corrected.
-Correction = Literal["none", "reuse", "again"]
 # How often orders 1, 2, .. are drawn, as in the released search of USF.
 ORDERS = (0.2, 0.4, 0.3, 0.1)
-Marks = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,8 @@ class Space:
             raise ValueError(
                 f"space: rate is a probability and width at least 0, got {self.rate}, {self.width}"
             )
-        self.ruler  # noqa: B018  a spacing that the law does not have is an error now
+        # For its errors, which should not wait for the first schedule.
+        Ruler(self.law, self.spacing)
 
     @cached_property
     def ruler(self) -> Ruler:
@@ -270,41 +267,3 @@ class Space:
         if predictor == step.predictor and there and kind == correction_of(step):
             return step
         return stepped(prediction, predictor, kind)
-
-
-def correction_of(step: Step) -> Correction:
-    """How a step corrects."""
-    return "none" if step.corrector is None else "again" if step.again else "reuse"
-
-
-def stepped(prediction: Prediction, predictor: Update, kind: Correction) -> Step:
-    """A step whose corrector, if any, follows from its predictor."""
-    corrector = None if kind == "none" else correcting(predictor)
-    return Step(prediction, predictor, corrector, kind == "again")
-
-
-def trimmed(update: Update, room: int, order: int, starts: Sequence[int]) -> Update:
-    """The update through no more than the `room` newest outputs, the newest of all among them.
-
-    It starts at one of `starts`, or 0, and has at most that order. Outputs that are not there are
-    replaced by the nearest that a derivative needs, or dropped.
-    """
-    start = update.start if update.start in starts and update.start < room else 0
-    pool = [each for each in range(room) if each != start]
-    estimates: list[tuple[int, ...]] = []
-    for k, points in enumerate(update.estimates[: min(order - 1, len(pool))], 1):
-        kept = [each for each in points if each in pool]
-        kept += [each for each in pool if each not in kept][: max(k - len(kept), 0)]
-        estimates.append(tuple(sorted(kept)))
-    if not estimates:
-        return Update()
-    if start and not any(0 in points for points in estimates):
-        estimates[-1] = (0, *estimates[-1])
-    return Update(start, tuple(estimates), update.relaxation)
-
-
-def apart(marks: Float, top: int) -> Marks:
-    """The marks in order, all different and from 1 to `top`, moved as little as that needs."""
-    steps = np.arange(len(marks))
-    rising = np.maximum.accumulate(np.sort(np.clip(marks, 1, top)) - steps)
-    return np.asarray(np.minimum(rising, top + 1 - len(marks)) + steps, dtype=np.int64)

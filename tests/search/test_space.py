@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from fewstep.schedules import SPACINGS, Spacing
 from fewstep.search.presets import preset
+from fewstep.search.repair import apart
 from fewstep.search.ruler import Ruler
 from fewstep.search.schedule import Step
-from fewstep.search.space import Space, apart
+from fewstep.search.space import Space
 from hypothesis import given
 from hypothesis import strategies as st
 
