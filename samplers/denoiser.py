@@ -98,7 +98,7 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
         unit = scale / alpha
         return Call(c_in * unit, label, c_skip * unit, c_out)
     p, q = affine(prediction, alpha, sigma)
-    mute = q == 0
+    mute: Any = q == 0
     if mute.any() if isinstance(mute, Tensor) else mute:
         raise ValueError(
             f"node {node.index} is pure noise (alpha = 0), where a network that predicts "

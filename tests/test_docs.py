@@ -40,6 +40,13 @@ def test_the_page_of_learned_tables_draws_digits_in_a_pipeline():
     assert sum(a == b for a, b in zip(read, range(10), strict=True)) >= 9
 
 
+def test_the_page_of_solver_schedules_samples_a_population():
+    names = {}
+    exec(block("docs/solver-schedules.md"), names)
+    assert names["images"].shape == (6, 4, 1, 28, 28)
+    assert [table.nfe for table in names["tables"]] == [5] * 6
+
+
 def test_the_page_of_discrete_samplers_writes_text(capsys):
     exec(block("docs/discrete.md"), {})
     lines = capsys.readouterr().out.split("\n")
