@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
@@ -18,6 +18,8 @@ from .schedule import REMEDIES, Prediction, Relaxation, SolverSchedule, Step, Up
 
 # How often orders 1, 2, .. are drawn, as in the released search of USF.
 ORDERS = (0.2, 0.4, 0.3, 0.1)
+# How often a schedule of too large a gain is made again; with the default gain a few times do.
+TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Space:
     `predictions`, an order up to `order`, one of `starts` (0 multistep), which outputs estimate
     each derivative, a relaxation, and one of `corrections`, whose rule is `presets.correcting`; a
     schedule chooses one of `free_starts`. What is named twice is drawn twice as often. Where
-    another evaluation at the same time is one too many, a step does without. `rate` is how often a
-    mutation changes a time or a step, and `width` by how much of the way it moves a time.
+    another evaluation at the same time is one too many, a step does without. `gain` is the most
+    that the absolute weights of a row of the table may add up to, by which errors of the outputs
+    are multiplied: a schedule of more is made again. `rate` is how often a mutation changes a time
+    or a step, and `width` by how much of the way it moves a time.
 
     Parents from elsewhere, such as presets, are brought into the space by what they pass on.
     All methods draw from the generator that they are given, and from nothing else. Raises
@@ -48,6 +52,7 @@ class Space:
     starts: tuple[int, ...] = (0, 0, 0, 1, 2)
     corrections: tuple[Correction, ...] = ("none", "none", "reuse", "reuse", "again")
     free_starts: tuple[bool, ...] = (False,)
+    gain: float = 20.0
     rate: float = 0.3
     width: float = 0.03
 
@@ -74,9 +79,10 @@ class Space:
                 "space: a choice of free_starts is needed, and of starts 0, which the first step "
                 f"takes; got {self.free_starts} and {self.starts}"
             )
-        if not 0 <= self.rate <= 1 or not self.width >= 0:
+        if not 0 <= self.rate <= 1 or not self.width >= 0 or not self.gain >= 1:
             raise ValueError(
-                f"space: rate is a probability and width at least 0, got {self.rate}, {self.width}"
+                f"space: rate is a probability, width at least 0 and gain at least 1, got "
+                f"{self.rate}, {self.width} and {self.gain}"
             )
         # For its errors, which should not wait for the first schedule.
         Ruler(self.law, self.spacing)
@@ -93,6 +99,38 @@ class Space:
 
     def drawn(self, rng: np.random.Generator) -> SolverSchedule:
         """A random schedule: gaps of a Dirichlet law, bent to either end, and random steps."""
+        return self.tame(lambda: self._drawn(rng))
+
+    def mutated(self, schedule: SolverSchedule, rng: np.random.Generator) -> SolverSchedule:
+        """A neighbour: some times moved, some steps changed, at times one taken out or put in.
+
+        What the budget then lacks is drawn, and what is too much is taken out at random.
+        """
+        return self.tame(lambda: self._mutated(schedule, rng))
+
+    def crossed(
+        self, one: SolverSchedule, other: SolverSchedule, rng: np.random.Generator
+    ) -> SolverSchedule:
+        """A child: the number of steps of one parent, and what else there is of either.
+
+        Times are taken in one piece up to some step from one parent and then from the other, or
+        all from one; each step's prediction, predictor and correction are from the steps of either
+        parent that are as far on their way.
+        """
+        return self.tame(lambda: self._crossed(one, other, rng))
+
+    def tame(self, make: Callable[[], SolverSchedule]) -> SolverSchedule:
+        """The first of what `make` gives within `gain`; of `TRIES` the one of the least."""
+        found = []
+        for _ in range(TRIES):
+            schedule = make()
+            gain = np.abs(schedule.tableau(self.law).weights).sum(1).max()
+            if gain <= self.gain:
+                return schedule
+            found.append((gain, schedule))
+        return min(found, key=lambda each: each[0])[1]
+
+    def _drawn(self, rng: np.random.Generator) -> SolverSchedule:
         free = bool(rng.choice(self.free_starts))
         n, spent = 1, 1 - free
         kinds: list[Correction] = []
@@ -106,11 +144,7 @@ class Space:
         steps = [self.step(rng, k, n, kind) for k, kind in enumerate([*kinds, "none"])]
         return self.assembled(rng, np.rint(self.marks * way), steps, free)
 
-    def mutated(self, schedule: SolverSchedule, rng: np.random.Generator) -> SolverSchedule:
-        """A neighbour: some times moved, some steps changed, at times one taken out or put in.
-
-        What the budget then lacks is drawn, and what is too much is taken out at random.
-        """
+    def _mutated(self, schedule: SolverSchedule, rng: np.random.Generator) -> SolverSchedule:
         marks, steps, free = self.parts(schedule)
         moves = np.rint(self.width * self.marks * rng.normal(size=len(marks)))
         marks = marks + moves * (rng.random(len(marks)) < self.rate)
@@ -126,15 +160,9 @@ class Space:
             free = bool(rng.choice(self.free_starts))
         return self.assembled(rng, marks, changed, free)
 
-    def crossed(
+    def _crossed(
         self, one: SolverSchedule, other: SolverSchedule, rng: np.random.Generator
     ) -> SolverSchedule:
-        """A child: the number of steps of one parent, and what else there is of either.
-
-        Times are taken in one piece up to some step from one parent and then from the other, or
-        all from one; each step's prediction, predictor and correction are from the steps of either
-        parent that are as far on their way.
-        """
         first, second = (one, other) if rng.random() < 0.5 else (other, one)
         marks, steps, free = self.parts(first)
         theirs, others, also = self.parts(second)

@@ -200,12 +200,43 @@ def test_marks_are_set_apart(marks, top):
         ({"starts": (1,)}, "starts"),
         ({"free_starts": ()}, "free_starts"),
         ({"rate": 1.5}, "rate"),
+        ({"gain": 0.5}, "gain"),
         ({"spacing": SPACINGS["lam"], "law": SCHEDULES["flow"]}, "infinite in lam"),
     ],
 )
 def test_errors_say_what_is_wrong(given, said):
     with pytest.raises(ValueError, match=said):
         Space(**{"law": LAW, "nfe": 5, **given})
+
+
+def gain(space, schedule):
+    return np.abs(schedule.tableau(space.law).weights).sum(1).max()
+
+
+@pytest.mark.parametrize("law", SCHEDULES)
+def test_no_row_has_a_large_gain(law):
+    """Those of the 32 schedules of USF reach 17; what is drawn freely, thousands."""
+    rng = np.random.default_rng(0)
+    space = Space(SCHEDULES[law], 5)
+    schedules = [space.drawn(rng) for _ in range(20)]
+    schedules += [space.mutated(each, rng) for each in schedules]
+    schedules += [space.crossed(*schedules[k : k + 2], rng) for k in range(20)]
+    assert max(gain(space, each) for each in schedules) <= 20
+    free = replace(space, gain=np.inf)
+    assert max(gain(space, free.drawn(rng)) for _ in range(100)) > 100
+
+
+def test_where_no_gain_is_small_enough_the_smallest_is_taken():
+    space = Space(SCHEDULES["sd"], 4)
+    grid = fewstep.grid(space.law, 4)
+    wild = [replace(preset("dpm-3s", grid), times=(999.0, 500.0, 60.0, k, -1.0)) for k in range(50)]
+    tame = preset("ddim", grid)
+    assert min(gain(space, each) for each in wild) > 20
+    found = iter([*wild[:3], tame])
+    assert space.tame(lambda: next(found)) == tame
+    found = iter(wild)
+    least = min(gain(space, each) for each in wild)
+    assert gain(space, space.tame(lambda: next(found))) == least
 
 
 def test_one_evaluation_is_one_step():
