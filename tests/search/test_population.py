@@ -130,6 +130,21 @@ def test_the_network_is_asked_once_for_what_is_shared():
     assert sum(evaluated(model, [tables[0], shifted])) == 5 * 8
 
 
+@pytest.mark.parametrize("what", ["carry", "weights", "noise", "label"])
+def test_any_difference_ends_what_is_shared(what):
+    """Also of tables that are no solver's: in one number, or in what the network is told."""
+    grid = fewstep.grid(unet().schedule, 3, "karras")
+    one = samplers.build("ddpm", grid)
+    if what == "label":
+        other = replace(one, grid=replace(grid, label=np.add(grid.label, [0, 1, 0, 0])))
+    else:
+        changed = getattr(one, what).copy()
+        changed[(0, 0)[: changed.ndim]] += 0.01
+        other = replace(one, **{what: changed})
+    assert [len(asking) for asking in shared([one, other])] == [1, 2, 2]
+    assert [len(asking) for asking in shared([one, replace(one)])] == [1, 1, 1]
+
+
 def test_a_free_start_asks_nothing():
     model = unet()
     steps = (Step(),) * 3

@@ -54,6 +54,13 @@ def test_edm_networks_run_as_their_own_script_runs_them(label_dim):
     assert seen == [5] * 17
 
 
+def test_edm_networks_run_on_nodes_of_any_form():
+    model = edm_model("tiny", tiny.edm())
+    table, draw = table_for(model, 4, "dpmpp-2m", "karras"), Draw(SEEDS)
+    found, expected = model.images(table.in_form("vp"), draw), model.images(table, draw)
+    torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max(), rtol=0)
+
+
 def test_no_label_is_no_class_of_edm():
     network = tiny.edm(label_dim=4)
     model = edm_model("tiny", network)
