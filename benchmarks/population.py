@@ -4,6 +4,7 @@
 
 Both sample the bundled digits by the same P tables from the same M noises, in turns on one thread,
 so that both see the same machine: one by one in batches of M, side by side in batches of as many.
+Seconds are of processor time, to which other programs add less than to the clock's.
 What is gained on a CPU, where larger batches are no faster, is what need not be asked twice.
 """
 
@@ -47,7 +48,7 @@ def bred(space: Space, count: int) -> list[SolverSchedule]:
 def measured(
     model: NetworkModel, tables: Sequence[Tableau], draw: Draw, repeats: int
 ) -> tuple[list[float], list[int], float]:
-    """Seconds and evaluated samples of both ways, and how far apart their images are."""
+    """Processor seconds and evaluated samples of both ways, and how far apart their images are."""
 
     def apart() -> torch.Tensor:
         return torch.stack([model.images(table, draw) for table in tables])
@@ -61,10 +62,10 @@ def measured(
     for _ in range(repeats):
         for k, run in enumerate(runs):
             sizes: list[int] = []
-            begin = time.perf_counter()
+            begin = time.process_time()
             with counting(model.network, sizes.append):
                 images[k] = run()
-            seconds[k].append(time.perf_counter() - begin)
+            seconds[k].append(time.process_time() - begin)
             evaluated[k] = sum(sizes)
     difference = float((images[0] - images[1]).abs().max())
     return [statistics.median(each) for each in seconds], evaluated, difference
@@ -79,8 +80,9 @@ def report(population: int, samples: int, nfe: int, repeats: int) -> str:
         "# Throughput of a population",
         "",
         f"{population} tables of {nfe} evaluations on {samples} samples of the bundled digits, "
-        f"float32: seconds one by one in batches of {samples} and side by side in batches of as "
-        f"many, medians of {repeats} runs in turns, and the samples that the network evaluated. "
+        f"float32: processor seconds one by one in batches of {samples} and side by side in "
+        f"batches of as many, medians of {repeats} runs in turns, and the samples that the network "
+        "evaluated. "
         "Drawn schedules are a first generation of a search, bred ones a later: children of two of "
         "four parents, mutated.",
         "",
