@@ -1,12 +1,17 @@
 """Learned tables beside every hand-made solver on every spacing, on noises that nobody has seen.
 
-python benchmarks/learned_tables.py TABLES.json [--nfe 3,4,5,6,8,10] [--images 2000] [--out FILE.md]
+python benchmarks/learned_tables.py TABLES.json [--nfe 3,4,5,6,8,10] [--images 2000]
+    [--judge CLASSIFIER] [--out FILE.md]
 
 The reference is UniPC-3 at 100 steps. All deterministic solvers run on all spacings with both ends
 at each NFE: on 32 noises first, then on 128 and 500 those that are best so far by RMSE to the
 reference, and those by the Frechet distance between its features and theirs (of the same noises, so
 that a few tell much); the rest on all. The Frechet distances of the report are those of the bundled
 classifier's features to 10,000 digits; the excess is over the reference's own on the same seeds.
+Tables may have been learned with these features: the judge is another classifier (a folder that
+`fewstep train mnist-classifier` left), by whose features the learned table and the hand-made one of
+the least distance are measured, too. FILE.png shows samples of the same noises, a row each: the
+reference's, and for each NFE those of the hand-made solver of the least RMSE and of the table.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import torch
 from fewstep import Tableau, build, grid, load_family, samplers, schedules
 from fewstep.eval.evaluate import outputs_of
 from fewstep.eval.extractors import Extractor, extractor
-from fewstep.eval.images import quantise
+from fewstep.eval.images import quantise, save_grid
 from fewstep.eval.metrics import Moments, frechet_distance, moments
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model, pick_device
 from fewstep.eval.sources import in_memory, open_images
@@ -30,6 +35,8 @@ from fewstep.storage import environment, write_atomically
 from torch import Tensor
 
 SPACINGS = (*schedules.SPACINGS, "linspace", "leading", "trailing", "quad")
+# Samples in a row of the picture.
+SHOWN = 20
 # Noises, and how many of the best by RMSE and by features go on.
 STAGES = ((32, 24, 24), (128, 6, 8), (500, 2, 4))
 
@@ -70,16 +77,25 @@ def seen(features: Extractor, samples: Tensor) -> Moments:
 class Bench:
     """A model with the converged samples of some seeds, and the statistics of its data."""
 
-    def __init__(self, images: int, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, images: int, batch_size: int, device: torch.device, judge: Path | None = None
+    ) -> None:
         self.model = load_model("mnist", device)
         self.batch_size = batch_size
         self.seeds = range(images)
         self.labels = label_rule(
             "balanced", self.model.classes, self.model.shape, self.seeds, "cpu"
         )
-        self.features = extractor("mnist-classifier", device)
-        self.real = collect_statistics(open_images("mnist"), self.features).features
+        folders = [None] if judge is None else [None, judge]
+        self.extractors = [
+            extractor("mnist-classifier", device, **({} if each is None else {"path": str(each)}))
+            for each in folders
+        ]
+        self.features = self.extractors[0]
+        data = open_images("mnist")
+        self.real = [collect_statistics(data, each).features for each in self.extractors]
         self.reference = self.samples(build("unipc-3", grid(self.model.schedule, 100, "uniform")))
+        self.own = self.distances(self.reference)
 
     def samples(self, table: Tableau, images: int | None = None) -> Tensor:
         """The samples of a table on the first seeds, or all."""
@@ -91,9 +107,16 @@ class Bench:
         gap = samples.double() - self.reference[: len(samples)].double()
         return float(gap.square().mean().sqrt())
 
-    def frechet(self, samples: Tensor) -> float:
-        """The Frechet distance to the data."""
-        return frechet_distance(seen(self.features, quantise(samples)), self.real)
+    def distances(self, samples: Tensor) -> list[float]:
+        """The Frechet distances to the data, by each extractor."""
+        pixels = quantise(samples)
+        pairs = zip(self.extractors, self.real, strict=True)
+        return [frechet_distance(seen(features, pixels), real) for features, real in pairs]
+
+    def excess(self, samples: Tensor) -> list[float]:
+        """How much farther from the data they are than the reference."""
+        pairs = zip(self.distances(samples), self.own, strict=True)
+        return [found - own for found, own in pairs]
 
     def best(self, nfe: int) -> dict[str, Tensor]:
         """The samples of the hand-made solvers that are nearest to the reference, or the data."""
@@ -113,6 +136,13 @@ class Bench:
         return {name: self.samples(table) for name, table in left.items()}
 
 
+def beside(ours: float, theirs: float, name: str) -> list[str]:
+    """Two numbers with their ratio, and whose the second is."""
+    # At or below the reference's own there is nothing to be a ratio of.
+    ratio = f"{ours / theirs:.2f}" if theirs > 0 else ""
+    return [f"{ours:.4f}", f"{theirs:.4f}", ratio, name]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,41 +150,55 @@ def main() -> None:
     parser.add_argument("--nfe", default="")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--judge", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
     tables = load_family(options.tables)
     wanted = [int(each) for each in options.nfe.split(",") if each] or sorted(tables)
-    bench = Bench(options.images, options.batch_size, device)
-    own = bench.frechet(bench.reference)
-    rows = []
+    bench = Bench(options.images, options.batch_size, device, options.judge)
+    rows, shown = [], [bench.reference]
     for nfe in wanted:
         theirs = bench.best(nfe)
         errors = {name: bench.rmse(each) for name, each in theirs.items()}
-        excess = {name: bench.frechet(each) - own for name, each in theirs.items()}
-        ours = bench.samples(tables[nfe])
-        cells = [f"{nfe}"]
-        for measured, found in ((bench.rmse(ours), errors), (bench.frechet(ours) - own, excess)):
-            name = min(found, key=lambda each: found[each])
-            # Below the reference's own there is nothing to be a ratio of.
-            ratio = f"{measured / found[name]:.2f}" if found[name] > 0 else ""
-            cells += [f"{measured:.4f}", f"{found[name]:.4f}", ratio, name]
+        excess = {name: bench.excess(each) for name, each in theirs.items()}
+        made = bench.samples(tables[nfe])
+        nearest = min(errors, key=lambda name: errors[name])
+        alike = min(excess, key=lambda name: excess[name][0])
+        ours, least = bench.excess(made), excess[alike]
+        cells = [
+            str(nfe),
+            *beside(bench.rmse(made), errors[nearest], nearest),
+            *beside(ours[0], least[0], alike),
+            *(f"{each:.4f}" for pair in zip(ours[1:], least[1:], strict=True) for each in pair),
+        ]
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
+        shown += [theirs[nearest], made]
     env = environment(device)
+    by = f" --judge {options.judge}" if options.judge else ""
+    heads = ["NFE", "RMSE, learned", "best hand-made", "ratio", "which"]
+    heads += ["excess, learned", *heads[2:]]
+    judged = ""
+    if options.judge:
+        heads += ["by the judge, learned", "that hand-made"]
+        judged = f"; the judge is another classifier, which no table has seen ({bench.own[1]:.4f})"
+    picture = f"{options.out.stem}.png" if options.out else ""
     lines = [
         "# Learned tables beside hand-made solvers",
         "",
-        f"`python benchmarks/learned_tables.py {options.tables} --images {options.images}`: the "
-        f"bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
+        f"`python benchmarks/learned_tables.py {options.tables} --images {options.images}{by}`: "
+        f"the bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
         "learned from. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
-        f"in {bench.features.name} features in excess of theirs ({own:.4f}), each beside the best "
-        "of all deterministic solvers on all spacings by that measure.",
+        f"in {bench.features.name} features in excess of theirs ({bench.own[0]:.4f}), each beside "
+        f"the best of all deterministic solvers on all spacings by that measure{judged}.",
         "",
-        "| NFE | RMSE, learned | best hand-made | ratio | which | excess, learned | best hand-made "
-        "| ratio | which |",
-        "| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | --- |",
+        f"![Rows: the converged samples, then for {', '.join(map(str, wanted))} evaluations those "
+        f"of the hand-made solver of the least RMSE and of the table]({picture})",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
         *rows,
         "",
         f"Machine: {env['device']}, {env['threads']} threads, Python {env['python']}, "
@@ -162,6 +206,8 @@ def main() -> None:
     ]
     if options.out is not None:
         write_atomically(options.out, "\n".join(lines) + "\n")
+        pixels = torch.cat([quantise(each[:SHOWN]) for each in shown])
+        save_grid(pixels, options.out.with_suffix(".png"), SHOWN)
 
 
 if __name__ == "__main__":
