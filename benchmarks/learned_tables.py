@@ -207,7 +207,7 @@ def main() -> None:
     if options.out is not None:
         write_atomically(options.out, "\n".join(lines) + "\n")
         pixels = torch.cat([quantise(each[:SHOWN]) for each in shown])
-        save_grid(pixels, options.out.with_suffix(".png"), SHOWN)
+        save_grid(pixels, options.out.with_suffix(".png"), len(shown[0][:SHOWN]))
 
 
 if __name__ == "__main__":

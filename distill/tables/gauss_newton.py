@@ -286,4 +286,7 @@ class Recorded:
         state = self.states[begun]
         if begun == 0:
             state = replace(state, x=self.batch.start(table.grid))
+        if begun < knob.row:
+            # The node before is asked what it was.
+            state = advance(state, lambda x, node: self.outputs[begun], table)
         return advance(state, self.batch.denoiser, table, n).x
