@@ -259,7 +259,8 @@ def learn(
     if model is not None and model != values.get("model"):
         values["model"] = model
         # What a run says of features is about its own model.
-        values.pop("features", None)
+        for each in ("features", "likeness"):
+            values.pop(each, None)
     config = configs.checked(TableConfig, overridden(values, given, flags, change), "settings")
     target = folder or Path("runs") / Path(run).stem
     loaded = network_of(config.model, device)

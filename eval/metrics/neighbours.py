@@ -14,6 +14,8 @@ from .stored import StoredFeatures
 ROWS = 1024
 # Of |x|^2 + |y|^2 in |x - y|^2, in float64.
 ROUNDING = 1e-13
+# A border is as wide: the same distance, found in another block of rows, has other last digits.
+BORDER = 1e-9
 
 
 def square_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -86,11 +88,11 @@ class Neighbours(StoredFeatures):
         recalled, covered = [], []  # by how many samples of each block, [M, K]
         for rows in torch.arange(len(real), device=real.device).split(ROWS):
             square = square_distances(real[rows], fake)
-            inside |= (square <= real_radii[rows, None]).any(0)
-            near = (square < dense_radii[rows, None]).double()
+            inside |= (square <= (1 + BORDER) * real_radii[rows, None]).any(0)
+            near = (square < (1 - BORDER) * dense_radii[rows, None]).double()
             dense += near.sum(0)
             covered.append(near @ member)
-            recalled.append((square <= fake_radii).double() @ member)
+            recalled.append((square <= (1 + BORDER) * fake_radii).double() @ member)
 
         sizes = member.sum(0)
         return {
