@@ -56,7 +56,7 @@ def population(model, nfe=5):
     found = [samplers.build(name, grid) for name in ("ddim", "unipc-3", "ab-3", "dpmpp-2m")]
     space = Space(model.schedule, nfe, order=2, marks=10, free_starts=(False, True))
     rng = np.random.default_rng(0)
-    return [*found, *(space.drawn(rng).tableau(model.schedule) for _ in range(5))]
+    return [*found, *(space.drawn(rng).tableau(model.schedule) for _ in range(3))]
 
 
 def close(found, tables, model, draw):

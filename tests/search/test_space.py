@@ -115,7 +115,7 @@ def test_everything_is_drawn():
     """Every decision of the space comes up, also those that cost an evaluation."""
     space = Space(LAW, 6, free_starts=(False, True))
     rng = np.random.default_rng(0)
-    schedules = [space.drawn(rng) for _ in range(300)]
+    schedules = [space.drawn(rng) for _ in range(150)]
     steps = [step for schedule in schedules for step in schedule.steps]
     assert {schedule.free_start for schedule in schedules} == {False, True}
     assert {len(schedule.steps) for schedule in schedules} >= {4, 5, 6, 7}
