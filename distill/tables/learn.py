@@ -31,10 +31,10 @@ from ...training.settings import FREE
 from ..result import save_scheduler, write_card
 from .config import TableConfig
 from .descent import table_task
+from .frechet import FrechetCoordinates
 from .gauss_newton import Refinement, refine
 from .learned import LearnedTable
 from .lessons import first_batches, pairs, taught
-from .moments import Moments
 from .nodes import place
 from .objective import Objective, distance
 from .teacher import Teacher
@@ -295,7 +295,7 @@ def objective_of(config: TableConfig, model: NetworkModel, teacher: Teacher) -> 
         return single
     data = config.model.data
     real = found if data is None else outputs_of(open_images(data), built).features
-    moments = Moments.of(real.flatten(1).to(found.device) / scale)
+    moments = FrechetCoordinates.of(real.flatten(1).to(found.device) / scale)
     goal = None if data is None else moments.expected
     return replace(single, moments=moments, goal=goal, likeness=config.likeness)
 

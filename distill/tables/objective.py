@@ -38,8 +38,8 @@ class Objective:
     `features` are joined to the pixels, `weight` times as strong in the root mean square if both
     deviate alike. With a `likeness`, as many times the squared distance of the means of `moments`
     of features is added, from those of the teacher's samples, or from `goal` [M]: errors that all
-    samples share cost more than those that cancel. By `Moments` that is the Frechet distance
-    between the two sets.
+    samples share cost more than those that cancel. By `FrechetCoordinates` that is the Frechet
+    distance between the two sets.
     """
 
     kind: Kind = "l1"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fewstep import Tableau, samplers
 from fewstep.distill.tables import gauss_newton, refine
+from fewstep.distill.tables.frechet import FrechetCoordinates
 from fewstep.distill.tables.gauss_newton import (
     Knob,
     Refinement,
@@ -16,7 +17,6 @@ from fewstep.distill.tables.gauss_newton import (
     size,
     turned,
 )
-from fewstep.distill.tables.moments import Moments
 from fewstep.distill.tables.objective import Objective, distance, ends
 from fewstep.eval.metrics import frechet_distance, moments
 from fewstep.samplers.blend import consistent
@@ -227,7 +227,7 @@ def test_the_right_side_is_the_slope_of_the_loss(kind, likeness):
     met = [replace(met[0], shares=shares) for shares in ((1.0, 0.0), (0.4, 0.6), (0.4, 0.6))]
     met[1] = replace(met[1], z=met[1].z[:10], states=[each[:10] for each in met[1].states])
     tables = [table, samplers.build("unipc-2", table.grid)]
-    moments = Moments.of(met[0].states[-1][:, :4])
+    moments = FrechetCoordinates.of(met[0].states[-1][:, :4])
     objective = Objective(kind, 0.05, lambda x: x[:, :4], 0.7, moments, likeness)
     found = [Knob("weights", 0, -1), Knob("weights", 1, 0), Knob("weights", 2, 1, balanced=True)]
     _, right = normal_equations(met, tables, found, objective)
@@ -245,11 +245,40 @@ def test_the_right_side_is_the_slope_of_the_loss(kind, likeness):
     np.testing.assert_allclose(right, truth, rtol=2e-2, atol=2e-3 * abs(truth).max())
 
 
+def test_how_far_sets_are_off_may_be_known_of_more_batches():
+    met, table = fitted(3, 40)
+    found = [Knob("weights", 0, -1), Knob("weights", 1, 0)]
+    near = FrechetCoordinates.of(met[0].states[-1])
+    objective = Objective("l2", features=torch.clone, moments=near, likeness=30.0)
+    gaps = objective.compare(met, ends(met, [table])).gaps
+    (shares,) = gaps
+    none = {shares: gaps[shares]._replace(mean=torch.zeros_like(gaps[shares].mean))}
+    known = [normal_equations(met, [table], found, objective, each)[1] for each in (gaps, none)]
+    torch.testing.assert_close(known[0], normal_equations(met, [table], found, objective)[1])
+    plain = normal_equations(met, [table], found, replace(objective, likeness=0.0))[1]
+    torch.testing.assert_close(known[1], plain)
+    assert not torch.allclose(known[0], known[1])
+
+
+def test_a_step_from_some_batches_knows_how_far_all_are_off(monkeypatch):
+    met, table = fitted(3, 40)
+    met = [*met, *teacher(40, 20).trajectories(plain(3))[1]]
+    seen, own = [], gauss_newton.normal_equations
+
+    def watched(batches, tables, found, objective, gaps):
+        seen.append((len(batches), gaps[(1.0,)].samples))
+        return own(batches, tables, found, objective, gaps)
+
+    monkeypatch.setattr(gauss_newton, "normal_equations", watched)
+    refine(met, [table], steps=1, at_once=1)
+    assert seen == [(1, 60)]
+
+
 def test_likeness_makes_sets_alike_that_nobody_has_seen():
     met, table = fitted(3, 1000)
     other = teacher(20_000, 2000).trajectories(plain(3))[1]
     (truth,) = (each.states[-1] for each in other)
-    near = Moments.of(met[0].states[-1])
+    near = FrechetCoordinates.of(met[0].states[-1])
     apart = []
     for likeness in (0.0, 10.0):
         objective = Objective("l2", features=torch.clone, moments=near, likeness=likeness)

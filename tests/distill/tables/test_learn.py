@@ -309,6 +309,24 @@ def test_real_images_decide_a_table_where_it_is_to_be_like_them(tmp_path):
     assert len(unlike) == 1
 
 
+def test_nodes_are_chosen_without_likeness_and_refined_with_it(tmp_path, monkeypatch):
+    told = {}
+
+    def watch(name):
+        own = getattr(learn_module, name)
+
+        def watched(*given, **options):
+            told[name] = options["objective"].likeness
+            return own(*given, **options)
+
+        monkeypatch.setattr(learn_module, name, watched)
+
+    watch("place")
+    watch("refine")
+    learn_tables(config(features="pixels", likeness=2.0), curved(), tmp_path)
+    assert told == {"place": 0.0, "refine": 2.0}
+
+
 CHANGES = [
     {"solver": "dpmpp-2m"}, {"teacher_steps": 21}, {"spacing": "karras"}, {"samples": 25},
     {"held_out": 9}, {"search": 9}, {"first_seed": 5}, {"labels": 1}, {"guidance": 2.0},

@@ -14,8 +14,8 @@ LEAST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
-    """Numbers of features [B, D], [B, R (R + 3) / 2], whose means tell sets apart.
+class FrechetCoordinates:
+    """Numbers of features [B, D], R (R + 3) / 2 of each, whose means tell sets apart.
 
     With the mean mu of a set, axes V [D, R] of its largest variances l, and y = V^T (f - mu):
 
@@ -23,7 +23,8 @@ class Moments:
 
     If normal distributions differ from the set's by d in the mean and by E in the covariance, the
     squared distance of the means of these numbers is d^2 + sum_ij E_ij^2 / (2 (l_i + l_j)): the
-    Frechet distance, |d|^2 + the squared Bures distance, up to third powers of d and E.
+    Frechet distance, |d|^2 + the squared Bures distance, up to third powers of d and E (Bhatia,
+    Jain and Lim 2019, "On the Bures-Wasserstein distance between positive definite matrices").
     """
 
     mean: Tensor
@@ -31,7 +32,7 @@ class Moments:
     variances: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Moments:
+    def of(cls, features: Tensor) -> FrechetCoordinates:
         """About a set of features [N, D]."""
         known = features.double()
         mean = known.mean(0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fewstep.distill.tables.moments import MOST, Moments
+from fewstep.distill.tables.frechet import MOST, FrechetCoordinates
 from fewstep.eval.metrics import frechet_distance, moments
 
 
@@ -18,7 +18,7 @@ def sets(n: int, width: int, by: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def near(first: torch.Tensor, second: torch.Tensor) -> float:
-    found = Moments.of(first)
+    found = FrechetCoordinates.of(first)
     return float((found(second).mean(0) - found(first).mean(0)).square().sum())
 
 
@@ -36,16 +36,16 @@ def test_near_sets_are_as_far_apart_as_by_frechet(width):
 
 def test_a_set_is_not_unlike_itself():
     first, _ = sets(50, 3, 0.0)
-    found = Moments.of(first)(first).mean(0)
+    found = FrechetCoordinates.of(first)(first).mean(0)
     assert found[:3].abs().max() < 1e-12
     assert near(first, first) == 0
 
 
 def test_axes_without_variance_and_those_beyond_the_largest_are_left_out():
     flat = torch.randn(30, 3, dtype=torch.float64) @ torch.randn(3, 9, dtype=torch.float64)
-    assert Moments.of(flat)(flat).shape == (30, 3 * 6 / 2)
+    assert FrechetCoordinates.of(flat)(flat).shape == (30, 3 * 6 / 2)
     wide = torch.randn(300, MOST + 20, dtype=torch.float64)
-    assert Moments.of(wide)(wide).shape == (300, MOST * (MOST + 3) // 2)
+    assert FrechetCoordinates.of(wide)(wide).shape == (300, MOST * (MOST + 3) // 2)
 
 
 def test_the_mean_alone_counts_as_it_is():
@@ -57,5 +57,5 @@ def test_the_mean_alone_counts_as_it_is():
 
 def test_the_means_over_the_set_itself_are_known():
     first, _ = sets(500, 5, 0.0)
-    found = Moments.of(first)
+    found = FrechetCoordinates.of(first)
     torch.testing.assert_close(found.expected, found(first).mean(0), rtol=1e-9, atol=1e-9)
