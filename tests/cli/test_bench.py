@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -39,14 +40,19 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def bench_file(tmp_path):
-    path = tmp_path / "tiny.yaml"
+def written(folder):
+    """A small benchmark's file."""
+    path = folder / "tiny.yaml"
     path.write_text(
         "name: tiny\nimages: 6\nsolvers: [ddim, heun]\nnfe: [3, 2]\n"
         "reference: {steps: 4, check_images: 2}\n"
     )
     return path
+
+
+@pytest.fixture
+def bench_file(tmp_path):
+    return written(tmp_path)
 
 
 def test_bench_writes_a_run_and_options_override(model, bench_file, tmp_path):
@@ -145,12 +151,13 @@ def test_mistakes_are_said_before_anything_runs(arguments, message, code, tmp_pa
     assert not list(tmp_path.rglob("shards"))
 
 
-@pytest.fixture
-def two_runs(model, bench_file, tmp_path):
+@pytest.fixture(scope="module")
+def two_runs(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
     for name, spacing in (("a", "uniform"), ("b", "lam")):
-        run("bench", bench_file, "--model", model, "--name", name, "--spacings", spacing,
-            "--out", tmp_path)  # fmt: skip
-    return tmp_path / "a", tmp_path / "b"
+        run("bench", written(folder), "--model", model, "--name", name, "--spacings", spacing,
+            "--out", folder)  # fmt: skip
+    return folder / "a", folder / "b"
 
 
 def test_report_compares_two_runs(two_runs, tmp_path):
@@ -166,8 +173,8 @@ def test_report_compares_two_runs(two_runs, tmp_path):
     assert "milliseconds per image" in alone
 
 
-def test_report_refuses_other_features(two_runs):
-    a, b = two_runs
+def test_report_refuses_other_features(two_runs, tmp_path):
+    a, b = two_runs[0], shutil.copytree(two_runs[1], tmp_path / "b")
     record = read_json(b / "results.json")
     record["models"]["model"]["extractors"]["mnist-classifier-64"]["fingerprint"] = "0" * 16
     write_json(b / "results.json", record)

@@ -8,7 +8,7 @@ from fewstep import load_family, samplers
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model
 from fewstep.schedules import grid
 
-SEEDS = range(24)
+SEEDS = range(16)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_they_are_families_by_name():
 
 def test_digits_come_nearer_than_by_any_common_solver(digits):
     model, labels = digits
-    many = samplers.build("unipc-3", grid(model.schedule, 40))
+    many = samplers.build("unipc-3", grid(model.schedule, 30))
 
     def drawn(table):
         return in_batches(model, table, Draw(SEEDS, labels))

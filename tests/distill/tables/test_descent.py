@@ -19,7 +19,7 @@ def pairs(count=700):
     return Pairs(batch.z, batch.states[-1], lambda index: batch.denoiser)
 
 
-def learned(folder, nfe, what, steps=200, pairs=None, objective=SQUARES, **options):
+def learned(folder, nfe, what, steps=100, pairs=None, objective=SQUARES, **options):
     """A table trained from UniPC-3, and how far UniPC-3 and it end on other noises."""
     table = samplers.build("unipc-3", grid(LAW, nfe, "quadratic"))
     module = LearnedTable(table, what, free="all")
