@@ -1,9 +1,10 @@
 """Learned tables beside every hand-made solver on every spacing, on noises that nobody has seen.
 
-python benchmarks/learned_tables.py TABLES.json [--nfe 3,4,5,6,8,10] [--images 2000]
+python benchmarks/learned_tables.py TABLES .. [--nfe 3,4,5,6,8,10] [--images 2000]
     [--judge CLASSIFIER] [--out FILE.md]
 
-The reference is UniPC-3 at 100 steps. All deterministic solvers run on all spacings with both ends
+TABLES are families of tables: names of those that come with fewstep, files, or folders of runs. The
+reference is UniPC-3 at 100 steps. All deterministic solvers run on all spacings with both ends
 at each NFE: on 32 noises first, then on 128 and 500 those that are best so far by RMSE to the
 reference, and those by the Frechet distance between its features and theirs (of the same noises, so
 that a few tell much); the rest on all. The Frechet distances of the report are those of the bundled
@@ -11,7 +12,7 @@ classifier's features to 10,000 digits; the excess is over the reference's own o
 Tables may have been learned with these features: the judge is another classifier (a folder that
 `fewstep train mnist-classifier` left), by whose features the learned table and the hand-made one of
 the least distance are measured, too. FILE.png shows samples of the same noises, a row each: the
-reference's, and for each NFE those of the hand-made solver of the least RMSE and of the table.
+reference's, and for each NFE those of the hand-made solver of the least RMSE and of the tables.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def beside(ours: float, theirs: float, name: str) -> list[str]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", type=Path)
+    parser.add_argument("tables", type=Path, nargs="+")
     parser.add_argument("--nfe", default="")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=100)
@@ -155,31 +156,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
-    tables = load_family(options.tables)
-    wanted = [int(each) for each in options.nfe.split(",") if each] or sorted(tables)
+    families = {path: load_family(path) for path in options.tables}
+    known = sorted(set[int]().union(*families.values()))
+    wanted = [int(each) for each in options.nfe.split(",") if each] or known
     bench = Bench(options.images, options.batch_size, device, options.judge)
     rows, shown = [], [bench.reference]
     for nfe in wanted:
         theirs = bench.best(nfe)
         errors = {name: bench.rmse(each) for name, each in theirs.items()}
         excess = {name: bench.excess(each) for name, each in theirs.items()}
-        made = bench.samples(tables[nfe])
         nearest = min(errors, key=lambda name: errors[name])
         alike = min(excess, key=lambda name: excess[name][0])
-        ours, least = bench.excess(made), excess[alike]
-        cells = [
-            str(nfe),
-            *beside(bench.rmse(made), errors[nearest], nearest),
-            *beside(ours[0], least[0], alike),
-            *(f"{each:.4f}" for pair in zip(ours[1:], least[1:], strict=True) for each in pair),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
-        shown += [theirs[nearest], made]
+        least = excess[alike]
+        shown.append(theirs[nearest])
+        for path, tables in families.items():
+            if nfe not in tables:
+                continue
+            made = bench.samples(tables[nfe])
+            ours = bench.excess(made)
+            cells = [
+                str(nfe),
+                path.name,
+                *beside(bench.rmse(made), errors[nearest], nearest),
+                *beside(ours[0], least[0], alike),
+                *(f"{each:.4f}" for pair in zip(ours[1:], least[1:], strict=True) for each in pair),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+            print(rows[-1], flush=True)
+            shown.append(made)
     env = environment(device)
+    names = " ".join(map(str, options.tables))
     by = f" --judge {options.judge}" if options.judge else ""
-    heads = ["NFE", "RMSE, learned", "best hand-made", "ratio", "which"]
-    heads += ["excess, learned", *heads[2:]]
+    heads = ["NFE", "table", "RMSE, learned", "best hand-made", "ratio", "which"]
+    heads += ["excess, learned", *heads[3:]]
     judged = ""
     if options.judge:
         heads += ["by the judge, learned", "that hand-made"]
@@ -188,14 +197,14 @@ def main() -> None:
     lines = [
         "# Learned tables beside hand-made solvers",
         "",
-        f"`python benchmarks/learned_tables.py {options.tables} --images {options.images}{by}`: "
+        f"`python benchmarks/learned_tables.py {names} --images {options.images}{by}`: "
         f"the bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
         "learned from. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
         f"in {bench.features.name} features in excess of theirs ({bench.own[0]:.4f}), each beside "
         f"the best of all deterministic solvers on all spacings by that measure{judged}.",
         "",
         f"![Rows: the converged samples, then for {', '.join(map(str, wanted))} evaluations those "
-        f"of the hand-made solver of the least RMSE and of the table]({picture})",
+        f"of the hand-made solver of the least RMSE and of the tables]({picture})",
         "",
         f"| {' | '.join(heads)} |",
         f"|{' --- |' * len(heads)}",
