@@ -9,13 +9,15 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
+from ..storage import digest
 from .extractors import Extractor, Outputs
-from .formats import ACTIVATIONS, load_statistics
+from .formats import ACTIVATIONS, load_statistics, save_statistics
 from .metrics import Estimate
 from .progress import Progress, silent
 from .score import check_measures, instruments, score
+from .settings import ModelConfig
 from .sources import ImageSet, open_images
-from .statistics import MEMBERS, Statistics, collect_statistics, passes
+from .statistics import MEMBERS, Statistics, collect_statistics, facts_of, passes
 
 
 def outputs_of(
@@ -63,6 +65,28 @@ def reference_statistics(
     return collect_statistics(
         images, extractor, members=members, batch_size=batch_size, progress=progress
     )
+
+
+def statistics_of(
+    asked: ModelConfig, built: Extractor, folder: Path, batch_size: int, progress: Progress
+) -> Statistics:
+    """The statistics of the data of a model: the file that it names, or made from its images."""
+    files = asked.statistics
+    file = files.get(built.name) if isinstance(files, dict) else files
+    if file is not None:
+        return load_statistics(file, built.name, asked.convention)
+    if asked.data is None:
+        raise ValueError(
+            f"model {asked.name}: say what its samples are compared with, as `data: IMAGES` or "
+            f"`statistics: {{{built.name}: FILE}}`; or `metrics: []` for errors and times alone"
+        )
+    images = open_images(asked.data)
+    mark = digest(images.identity, facts_of(built))
+    path = folder / "statistics" / f"{built.name}-{mark}.npz"
+    if not path.exists():
+        made = collect_statistics(images, built, batch_size=batch_size, progress=progress)
+        save_statistics(made, path)
+    return load_statistics(path, built.name)
 
 
 def with_members(

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from ...storage import digest
+from ..evaluate import statistics_of
 from ..extractors import Extractor, Outputs, extractor
-from ..formats import load_statistics, save_statistics
 from ..models import Model, label_rule, load_model, pick_device
 from ..processes import ALONE, Processes
 from ..progress import Progress, silent
 from ..score import check_measures, instruments
 from ..settings import ModelConfig
-from ..sources import open_images
-from ..statistics import Statistics, collect_statistics, facts_of
+from ..statistics import Statistics
 from .config import BenchConfig
 from .plan import panels, plan, reference_tables
 
@@ -115,9 +114,9 @@ def prepare(
     pairs = []
     for each in built:
         if processes.first:
-            real_images(asked, each, folder, config.batch_size, progress)
+            statistics_of(asked, each, folder, config.batch_size, progress)
         processes.wait()
-        pairs.append((each, real_images(asked, each, folder, config.batch_size, progress)))
+        pairs.append((each, statistics_of(asked, each, folder, config.batch_size, progress)))
     return contestant(asked.name, model, pairs, config.metrics)
 
 
@@ -131,25 +130,3 @@ def check_plan(config: BenchConfig, name: str, model: Model) -> None:
             raise ValueError(f"guidance {panel.guidance:g}: {name} has no classes, nor prompts")
     if config.reference is not None:
         reference_tables(config.reference, config.end, model.schedule)
-
-
-def real_images(
-    asked: ModelConfig, built: Extractor, folder: Path, batch_size: int, progress: Progress
-) -> Statistics:
-    """The statistics of the data of a model: the file that it names, or made from its images."""
-    files = asked.statistics
-    file = files.get(built.name) if isinstance(files, dict) else files
-    if file is not None:
-        return load_statistics(file, built.name, asked.convention)
-    if asked.data is None:
-        raise ValueError(
-            f"model {asked.name}: say what its samples are compared with, as `data: IMAGES` or "
-            f"`statistics: {{{built.name}: FILE}}`; or `metrics: []` for errors and times alone"
-        )
-    images = open_images(asked.data)
-    mark = digest(images.identity, facts_of(built))
-    path = folder / "statistics" / f"{built.name}-{mark}.npz"
-    if not path.exists():
-        made = collect_statistics(images, built, batch_size=batch_size, progress=progress)
-        save_statistics(made, path)
-    return load_statistics(path, built.name)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,17 @@ from fewstep.eval.evaluate import (
     outputs_of,
     reference_statistics,
     score_images,
+    statistics_of,
     with_members,
 )
 from fewstep.eval.formats import save_statistics
 from fewstep.eval.metrics import Moments, frechet_distance, moments
+from fewstep.eval.progress import silent
+from fewstep.eval.settings import ModelConfig
 from fewstep.eval.sources import in_memory
 from fewstep.eval.statistics import Statistics, collect_statistics
 
+from .bench.fakes import data, rows
 from .exact import bands, random_pixels
 
 
@@ -118,3 +124,21 @@ def test_images_beside_moments_give_features_too(tmp_path):
 
 
 COV = torch.eye(4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("convention", ["clean", "torch"])
+def test_the_resize_behind_a_foreign_file_can_be_said(tmp_path, convention):
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(4), sigma=np.eye(4))
+    asked = ModelConfig(id="m", statistics=tmp_path / "edm.npz", convention=convention)
+    inception = replace(rows(), name="inception")
+    found = statistics_of(asked, inception, tmp_path, 10, silent)
+    assert found.facts["resize"] == f"{convention} to 299"
+
+
+def test_statistics_of_two_options_of_an_extractor_stand_side_by_side(tmp_path):
+    np.savez(tmp_path / "images.npz", arr_0=data()[:60].permute(0, 2, 3, 1).numpy())
+    asked = ModelConfig(id="m", data=str(tmp_path / "images.npz"))
+    for layer in ("means", "sums", "means"):
+        found = statistics_of(asked, replace(rows(), facts={"layer": layer}), tmp_path, 10, silent)
+        assert found.facts["layer"] == layer
+    assert len(list((tmp_path / "statistics").iterdir())) == 2
