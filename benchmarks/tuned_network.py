@@ -124,10 +124,11 @@ def main() -> None:
         judge.row("unipc-3 at 50", many),
     ]
     env = environment(device)
+    by = f" --judge {options.judge}" if options.judge else ""
     lines = [
         "# A fine-tuned network beside all untuned samplers",
         "",
-        f"`python benchmarks/tuned_network.py {options.folder} --images {options.images}`: "
+        f"`python benchmarks/tuned_network.py {options.folder} --images {options.images}{by}`: "
         f"{options.images} samples (seeds from 0), of the classes as often as in the data. The "
         f"Frechet distance is in {judge.features.name} features, which were not trained on; "
         "neighbours are the median distance of a sample's pixels from the nearest real image, over "

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,29 @@ Spacing = Annotated[
     str, typer.Option(help=f"How the nodes are placed: {', '.join(schedules.SPACINGS)}, ..")
 ]
 Nfe = Annotated[int, typer.Option(min=1, help="Network evaluations per image.")]
+
+# Settings by diffusers' names, such as --learning_rate 1e-3, stand beside the options.
+ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ModelName = Annotated[str | None, typer.Option(help="As in `fewstep generate`.")]
+Evaluations = Annotated[
+    str | None, typer.Option(help="Network evaluations of a sample, such as 3,5,8.")
+]
+Guidance = Annotated[
+    str | None,
+    typer.Option(help="Scale that it is learned for, or several: 1,2,4; 1 is off (the default)."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="key=value for any other setting, repeatable; or --key value, as in diffusers' "
+        "scripts.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
+]
 
 
 class ForPeople(TyperGroup):
@@ -194,6 +218,14 @@ def flag_values(words: list[str]) -> dict[str, Any]:
         "flags",
         [f"{key.replace('-', '_')}={value if equals else 'true'}" for key, equals, value in pairs],
     )
+
+
+def overridden(
+    values: dict[str, Any], given: dict[str, Any], flags: list[str], change: list[str] | None
+) -> dict[str, Any]:
+    """Settings with those of options, flags and --set in their place."""
+    said = {key: value for key, value in given.items() if value is not None}
+    return {**values, **said, **flag_values(flags), **key_values("--set", change)}
 
 
 def listed(text: str | None) -> list[str] | None:

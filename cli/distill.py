@@ -14,36 +14,25 @@ from ..eval.settings import ModelConfig
 from ..samplers.family import FAMILY
 from . import console
 from .app import app
-from .console import Device, flag_values, key_values, listed, print_table, progress_bar
+from .console import (
+    ANY_SETTING,
+    Device,
+    Evaluations,
+    Guidance,
+    ModelName,
+    Out,
+    Settings,
+    listed,
+    overridden,
+    print_table,
+    progress_bar,
+)
 
 group = typer.Typer(
     help="Learn samplers from better ones: tables of numbers, discrete samplers, or networks.",
     no_args_is_help=True,
 )
 app.add_typer(group, name="distill")
-
-# Settings by diffusers' names, such as --learning_rate 1e-3, stand beside the options.
-ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-ModelName = Annotated[str | None, typer.Option(help="As in `fewstep generate`.")]
-Evaluations = Annotated[
-    str | None, typer.Option(help="Network evaluations of a sample, such as 3,5,8.")
-]
-Guidance = Annotated[
-    str | None,
-    typer.Option(help="Scale that it is learned for, or several: 1,2,4; 1 is off (the default)."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="key=value for any other setting, repeatable; or --key value, as in diffusers' "
-        "scripts.",
-    ),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="The folder of the result; default runs/RUN.")
-]
 
 
 @app.command(context_settings=ANY_SETTING)
@@ -222,14 +211,6 @@ def lsd(
         for flag in each.after.flags:
             console.out.print(f"NFE {number}: {flag}", markup=False, highlight=False)
     console.out.print(f"tables: {target}", highlight=False, soft_wrap=True)
-
-
-def overridden(
-    values: dict[str, Any], given: dict[str, Any], flags: list[str], change: list[str] | None
-) -> dict[str, Any]:
-    """Settings with those of options, flags and --set in their place."""
-    said = {key: value for key, value in given.items() if value is not None}
-    return {**values, **said, **flag_values(flags), **key_values("--set", change)}
 
 
 def network_of(config: ModelConfig, device: str) -> NetworkModel:

@@ -47,8 +47,8 @@ def trimmed(update: Update, room: int, order: int, starts: Sequence[int]) -> Upd
     return Update(start, tuple(estimates), update.relaxation)
 
 
-def apart(marks: Float, top: int) -> NDArray[np.int64]:
-    """The marks in order, all different and from 1 to `top`, moved as little as that needs."""
+def apart(marks: Float, low: int, top: int) -> NDArray[np.int64]:
+    """The marks in order, all different and from `low` to `top`, moved as little as that needs."""
     steps = np.arange(len(marks))
-    rising = np.maximum.accumulate(np.sort(np.clip(marks, 1, top)) - steps)
+    rising = np.maximum.accumulate(np.sort(np.clip(marks, low, top)) - steps)
     return np.asarray(np.minimum(rising, top + 1 - len(marks)) + steps, dtype=np.int64)

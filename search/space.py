@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -22,13 +22,23 @@ ORDERS = (0.2, 0.4, 0.3, 0.1)
 TRIES = 50
 
 
+class Parts(NamedTuple):
+    """What schedules hand on: marks of the times that steps start from, steps, free start, end."""
+
+    marks: Float
+    steps: list[Step]
+    free: bool
+    end: End
+
+
 @dataclass(frozen=True)
 class Space:
     """Solver schedules of exactly `nfe` evaluations on the noise schedule `law`.
 
-    They start at t_max and end in clean data (`end` "zero") or at t_min ("min"); the times between
-    lie on `marks` equal parts of the way that `spacing` measures (see `Ruler`), so that schedules
-    meet at the same times, where one network evaluation may serve several. Each step chooses one of
+    They start at t_max, or up to the share `late` of the way after it, where noise alone stands for
+    the state; they end in clean data or at t_min, which is one of `ends`. Times lie on `marks`
+    equal parts of the way that `spacing` measures (see `Ruler`), so that schedules meet at the same
+    times, where one network evaluation may serve several. Each step chooses one of
     `predictions`, an order up to `order`, one of `starts` (0 multistep), which outputs estimate
     each derivative, a relaxation, and one of `corrections`, whose rule is `presets.correcting`; a
     schedule chooses one of `free_starts`. What is named twice is drawn twice as often. Where
@@ -45,7 +55,8 @@ class Space:
     law: Schedule
     nfe: int
     spacing: Spacing = SPACINGS["karras"]
-    end: End = "zero"
+    ends: tuple[End, ...] = ("zero", "zero", "min")
+    late: float = 0.5
     marks: int = 128
     predictions: tuple[Prediction, ...] = ("x0", "eps")
     order: int = 4
@@ -66,9 +77,8 @@ class Space:
             raise ValueError(
                 f"space: {self.marks} marks are too few for the times of {self.nfe} evaluations"
             )
-        if self.end not in get_args(End):
-            raise ValueError(f"space: end must be 'zero' or 'min', got {self.end!r}")
         for what, chosen, known in (
+            ("ends", self.ends, get_args(End)),
             ("predictions", self.predictions, get_args(Prediction)),
             ("corrections", self.corrections, get_args(Correction)),
         ):
@@ -84,6 +94,8 @@ class Space:
                 f"space: rate is a probability, width at least 0 and gain at least 1, got "
                 f"{self.rate}, {self.width} and {self.gain}"
             )
+        if not 0 <= self.late < 1:
+            raise ValueError(f"space: late is a share of the way below 1, got {self.late}")
         # For its errors, which should not wait for the first schedule.
         Ruler(self.law, self.spacing)
 
@@ -131,7 +143,9 @@ class Space:
         return min(found, key=lambda each: each[0])[1]
 
     def _drawn(self, rng: np.random.Generator) -> SolverSchedule:
-        free = bool(rng.choice(self.free_starts))
+        free, end = bool(rng.choice(self.free_starts)), self.ends[rng.integers(len(self.ends))]
+        # Half of them start at once.
+        first = self.late * max(rng.uniform(-1, 1), 0.0)
         n, spent = 1, 1 - free
         kinds: list[Correction] = []
         while spent < self.nfe:
@@ -140,47 +154,52 @@ class Space:
             spent += 2 if kinds[-1] == "again" else 1
             n += 1
         gaps = rng.dirichlet(np.full(n, 4.0))
-        way = np.cumsum(gaps)[:-1] ** np.exp(0.3 * rng.normal())
-        steps = [self.step(rng, k, n, kind) for k, kind in enumerate([*kinds, "none"])]
-        return self.assembled(rng, np.rint(self.marks * way), steps, free)
+        way = first + (1 - first) * np.cumsum([0.0, *gaps])[:-1] ** np.exp(0.3 * rng.normal())
+        steps = [self.step(rng, k, n, kind, end) for k, kind in enumerate([*kinds, "none"])]
+        return self.assembled(rng, Parts(np.rint(self.marks * way), steps, free, end))
 
     def _mutated(self, schedule: SolverSchedule, rng: np.random.Generator) -> SolverSchedule:
-        marks, steps, free = self.parts(schedule)
+        marks, steps, free, end = self.parts(schedule)
         moves = np.rint(self.width * self.marks * rng.normal(size=len(marks)))
         marks = marks + moves * (rng.random(len(marks)) < self.rate)
         changed = [
-            self.changed(rng, step, k, len(steps)) if rng.random() < self.rate else step
+            self.changed(rng, step, k, len(steps), end) if rng.random() < self.rate else step
             for k, step in enumerate(steps)
         ]
-        if len(marks) and rng.random() < self.rate / 2:
-            out = int(rng.integers(len(marks)))
-            marks = np.delete(marks, out)
+        if len(marks) > 1 and rng.random() < self.rate / 2:
+            out = int(rng.integers(len(marks) - 1))
+            marks = np.delete(marks, out + 1)
             del changed[out]
         if rng.random() < self.rate / 2:
             free = bool(rng.choice(self.free_starts))
-        return self.assembled(rng, marks, changed, free)
+        if rng.random() < self.rate / 2:
+            end = self.ends[rng.integers(len(self.ends))]
+        return self.assembled(rng, Parts(marks, changed, free, end))
 
     def _crossed(
         self, one: SolverSchedule, other: SolverSchedule, rng: np.random.Generator
     ) -> SolverSchedule:
         first, second = (one, other) if rng.random() < 0.5 else (other, one)
-        marks, steps, free = self.parts(first)
-        theirs, others, also = self.parts(second)
-        if len(marks) == len(theirs) and rng.random() < 0.5:
+        mine, theirs = self.parts(first), self.parts(second)
+        marks = mine.marks
+        if len(marks) == len(theirs.marks) and rng.random() < 0.5:
             cut = int(rng.integers(len(marks) + 1))
-            marks = np.concatenate([marks[:cut], theirs[cut:]])
-        last = max(len(steps) - 1, 1)
+            marks = np.concatenate([marks[:cut], theirs.marks[cut:]])
+        last = max(len(mine.steps) - 1, 1)
         mixed = []
-        for k, mine in enumerate(steps):
-            pair = (mine, others[round(k * (len(others) - 1) / last)])
+        for k, step in enumerate(mine.steps):
+            pair = (step, theirs.steps[round(k * (len(theirs.steps) - 1) / last)])
             a, b, c = (pair[each] for each in rng.integers(2, size=3))
             mixed.append(stepped(a.prediction, b.predictor, correction_of(c)))
-        return self.assembled(rng, marks, mixed, also if rng.random() < 0.5 else free)
+        free = (mine if rng.random() < 0.5 else theirs).free
+        end = (mine if rng.random() < 0.5 else theirs).end
+        return self.assembled(rng, Parts(marks, mixed, free, end))
 
-    def parts(self, schedule: SolverSchedule) -> tuple[Float, list[Step], bool]:
-        """The marks nearest to the times between both ends, the steps, the free start."""
-        marks = np.rint(self.marks * self.ruler.shares(schedule.times[1:-1]))
-        return marks, [*schedule.steps], schedule.free_start
+    def parts(self, schedule: SolverSchedule) -> Parts:
+        """What a schedule is made of, on the marks nearest to its times."""
+        marks = np.rint(self.marks * self.ruler.shares(schedule.times[:-1]))
+        end: End = "zero" if schedule.times[-1] == self.law.t_zero else "min"
+        return Parts(marks, [*schedule.steps], schedule.free_start, end)
 
     @cached_property
     def lean(self) -> tuple[Correction, ...]:
@@ -191,15 +210,15 @@ class Space:
         """A random one of some corrections."""
         return among[rng.integers(len(among))]
 
-    def room(self, k: int, n: int) -> int:
+    def room(self, k: int, n: int, end: End) -> int:
         """How many outputs step k of n can use."""
-        clean = self.end == "zero" and k == n - 1
+        clean = end == "zero" and k == n - 1
         return 1 if clean else max(k + 1 - self.pure, 1)
 
-    def step(self, rng: np.random.Generator, k: int, n: int, kind: Correction) -> Step:
+    def step(self, rng: np.random.Generator, k: int, n: int, kind: Correction, end: End) -> Step:
         """A random step k of n."""
         prediction = self.predictions[rng.integers(len(self.predictions))]
-        return stepped(prediction, self.predictor(rng, self.room(k, n)), kind)
+        return stepped(prediction, self.predictor(rng, self.room(k, n, end)), kind)
 
     def predictor(self, rng: np.random.Generator, room: int) -> Update:
         """A random predictor that uses at most `room` outputs."""
@@ -226,7 +245,7 @@ class Space:
             return 0.0
         return float(0.2 * rng.normal()) if kind < 0.8 else REMEDIES[rng.integers(len(REMEDIES))]
 
-    def changed(self, rng: np.random.Generator, step: Step, k: int, n: int) -> Step:
+    def changed(self, rng: np.random.Generator, step: Step, k: int, n: int, end: End) -> Step:
         """The step with one of its decisions made anew."""
         kind, update = correction_of(step), step.predictor
         match int(rng.integers(5)):
@@ -242,21 +261,22 @@ class Space:
             case 3 if update.estimates and isinstance(update.relaxation, float):
                 moved = update.relaxation + float(0.05 * rng.normal())
                 return stepped(step.prediction, replace(update, relaxation=moved), kind)
-        return stepped(step.prediction, self.predictor(rng, self.room(k, n)), kind)
+        return stepped(step.prediction, self.predictor(rng, self.room(k, n, end)), kind)
 
-    def assembled(
-        self, rng: np.random.Generator, marks: Float, steps: Sequence[Step], free: bool
-    ) -> SolverSchedule:
+    def assembled(self, rng: np.random.Generator, parts: Parts) -> SolverSchedule:
         """The schedule of these parts, made legal, and brought to the budget move by move.
 
         Too many evaluations: some step is taken out, or an output not asked for again. Too few:
         a time is drawn, with its step. Each move is worth one evaluation.
         """
-        top = self.marks if self.end == "zero" else self.marks - 1
-        way, rest = apart(marks, top), [*steps]
-        free = free if free in self.free_starts else self.free_starts[0]
+        end = parts.end if parts.end in self.ends else self.ends[0]
+        free = parts.free if parts.free in self.free_starts else self.free_starts[0]
+        top = self.marks if end == "zero" else self.marks - 1
+        # So late that there is room for the rest.
+        first = int(np.clip(parts.marks[0], 0, min(int(self.late * self.marks), top - self.nfe)))
+        way, rest = apart(parts.marks[1:], first + 1, top), [*parts.steps]
         while True:
-            rest = [self.fitted(rng, step, k, len(rest)) for k, step in enumerate(rest)]
+            rest = [self.fitted(rng, step, k, len(rest), end) for k, step in enumerate(rest)]
             over = len(rest) + sum(step.again for step in rest) - free - self.nfe
             if over == 0:
                 break
@@ -269,20 +289,17 @@ class Space:
                     way = np.delete(way, k)
                     del rest[k]
             else:
-                new = int(rng.choice(np.setdiff1d(np.arange(1, top + 1), way)))
+                new = int(rng.choice(np.setdiff1d(np.arange(first + 1, top + 1), way)))
                 k = int(np.searchsorted(way, new))
                 way = np.insert(way, k, new)
                 kind = self.correction(rng, self.lean)
-                rest.insert(k, self.step(rng, k, len(rest) + 1, kind))
-        times = (self.law.t_max, *self.ruler.times(way / self.marks).tolist(), self.stop)
+                rest.insert(k, self.step(rng, k, len(rest) + 1, kind, end))
+        start = self.law.t_max if first == 0 else float(self.ruler.times([first / self.marks])[0])
+        stop = self.law.t_zero if end == "zero" else self.law.t_min
+        times = (start, *self.ruler.times(way / self.marks).tolist(), stop)
         return SolverSchedule(times, tuple(rest), free)
 
-    @property
-    def stop(self) -> float:
-        """The last time."""
-        return self.law.t_zero if self.end == "zero" else self.law.t_min
-
-    def fitted(self, rng: np.random.Generator, step: Step, k: int, n: int) -> Step:
+    def fitted(self, rng: np.random.Generator, step: Step, k: int, n: int, end: End) -> Step:
         """The step as it can be at place k of n: in the space, and what it uses is there."""
         kind: Correction = correction_of(step)
         if k == n - 1 or (k == 0 and self.pure):
@@ -291,7 +308,7 @@ class Space:
             kind = self.correction(rng, self.lean)
         there = step.prediction in self.predictions
         prediction = step.prediction if there else self.predictions[0]
-        predictor = trimmed(step.predictor, self.room(k, n), self.order, self.starts)
+        predictor = trimmed(step.predictor, self.room(k, n, end), self.order, self.starts)
         if predictor == step.predictor and there and kind == correction_of(step):
             return step
         return stepped(prediction, predictor, kind)

@@ -19,12 +19,12 @@ from ...eval.metrics import KernelDistance
 from ...eval.models import Draw, LabelRule, NetworkModel, label_rule
 from ...eval.models.networks import dtype_of
 from ...eval.progress import Progress, silent
+from ...eval.results import save_model, write_card
 from ...eval.settings import STRICT, ExtractorConfig, ModelConfig, SolverConfig, table_within
 from ...eval.sources import ImageSet, open_images
 from ...samplers import Tableau
 from ...samplers.denoiser import checkpointed
 from ...training import TrainingSettings, accelerator_for, gathered, train
-from ..result import save_model, write_card
 from .discrepancy import KernelName, Space, clamped, kernel
 from .lora import add_adapters, merge_adapters
 from .task import REAL, Classes, Images, mmd_task, no_classes

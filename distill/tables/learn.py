@@ -18,6 +18,7 @@ from ...eval.evaluate import outputs_of
 from ...eval.extractors import extractor, unrounded
 from ...eval.models import NetworkModel
 from ...eval.progress import Progress, silent
+from ...eval.results import save_scheduler, write_card
 from ...eval.sources import open_images
 from ...samplers import Tableau
 from ...samplers.blend import Blend
@@ -28,7 +29,6 @@ from ...schedules import grid
 from ...storage import digest, read_json, write_json
 from ...training import accelerator_for, train
 from ...training.settings import FREE
-from ..result import save_scheduler, write_card
 from .config import TableConfig
 from .descent import table_task
 from .frechet import FrechetCoordinates
@@ -130,7 +130,8 @@ def gather(folder: Path, model: NetworkModel, scales: tuple[float, ...]) -> None
     }
     samplers.save_family({nfe: each.tables for nfe, each in found.items()}, folder / FAMILY)
     if len(scales) == 1:
-        save_scheduler(model, {nfe: each.table for nfe, each in found.items()}, folder)
+        tables = {nfe: each.table for nfe, each in found.items()}
+        save_scheduler(model.scheduler_config, tables, folder)
     rows = [
         [
             *(f"{nfe}", f"{each.peer_error:.4f} ({each.record['peer']})", f"{each.error:.4f}"),

@@ -1,4 +1,4 @@
-"""What a distillation leaves: folders that diffusers and fewstep load, and their cards."""
+"""What a training or a search leaves: folders that diffusers and fewstep load, and their cards."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from typing import Any
 
 import torch
 
-from ..eval.models import NetworkModel
 from ..samplers import Tableau
 from ..storage import environment, write_atomically
 from ..zoo.edm import EDMNetwork, save_edm
+from .models import NetworkModel
 
 TABLE, CARD = "table.json", "README.md"
 
 
-def scheduler_of(model: NetworkModel, tables: Mapping[int, Tableau]) -> Any:
-    """The diffusers scheduler that samples a model with these tables, chosen by number of steps."""
+def scheduler_of(config: Mapping[str, Any] | None, tables: Mapping[int, Tableau]) -> Any:
+    """The diffusers scheduler of a model's `config`, with these tables by number of steps."""
     # Here, because diffusers takes seconds to import.
     from ..integrations import TableauScheduler
 
     found: dict[str, Any] = {str(nfe): table.to_dict() for nfe, table in tables.items()}
-    config = dict(model.scheduler_config or {})
     return TableauScheduler.from_config(
-        config, tableau=found if len(found) > 1 else next(iter(found.values()))
+        dict(config or {}), tableau=found if len(found) > 1 else next(iter(found.values()))
     )
 
 
-def save_scheduler(model: NetworkModel, tables: Mapping[int, Tableau], folder: Path) -> Path | None:
-    """Write `folder`/scheduler, which diffusers loads; None for a model without a scheduler."""
-    if model.scheduler_config is None:
-        return None
-    scheduler_of(model, tables).save_pretrained(folder / "scheduler")
-    return folder / "scheduler"
+def save_scheduler(
+    config: Mapping[str, Any] | None, tables: Mapping[int, Tableau], folder: Path
+) -> None:
+    """Write `folder`/scheduler, which diffusers loads; nothing for a model without a scheduler."""
+    if config is not None:
+        scheduler_of(config, tables).save_pretrained(folder / "scheduler")
 
 
 def save_model(model: NetworkModel, table: Tableau, folder: Path) -> None:
@@ -49,7 +48,7 @@ def save_model(model: NetworkModel, table: Tableau, folder: Path) -> None:
     else:
         from diffusers import DDPMPipeline, LDMPipeline
 
-        scheduler = scheduler_of(model, {table.nfe: table})
+        scheduler = scheduler_of(model.scheduler_config, {table.nfe: table})
         parts: dict[str, Any] = {"unet": model.network, "scheduler": scheduler}
         vae = getattr(model.decode, "vae", None)
         kind = DDPMPipeline if vae is None else LDMPipeline

@@ -1,0 +1,118 @@
+"""`fewstep search`: samplers that are looked for."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import configs
+from ..eval.models import load_model, pick_device
+from ..eval.processes import check_shared, launched
+from ..eval.progress import silent
+from ..samplers.family import FAMILY
+from . import console
+from .app import app
+from .console import (
+    ANY_SETTING,
+    Device,
+    Evaluations,
+    ModelName,
+    Out,
+    Settings,
+    listed,
+    overridden,
+    print_table,
+    progress_bar,
+)
+
+group = typer.Typer(
+    help="Look for samplers: solver schedules that decide step by step.", no_args_is_help=True
+)
+app.add_typer(group, name="search")
+
+
+@group.command(context_settings=ANY_SETTING)
+def s3(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(help="mnist-s3, cifar10-edm, cifar10-ddpm, sd-s3, or a YAML file."),
+    ] = "mnist-s3",
+    model: ModelName = None,
+    nfe: Evaluations = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="predictor (the default), or its rivals evolution and random."),
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="How many schedules are evaluated at each NFE.")
+    ] = None,
+    change: Settings = None,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Search for solver schedules (S^3): every step has a time, order and form of its own.
+
+    Some schedules are evaluated, published ones among them; a predictor learns to rank them, breeds
+    thousands that it thinks better, and the best of these are evaluated in turn. What is best in
+    the end, by samples of its own, is a plain table. The report, OUT/search-NFE.html, is written
+    after every batch.
+
+    The same command goes on where it was stopped, and may run several times at once, or under
+    `accelerate launch -m fewstep.cli search s3 ..`: all share one archive, OUT/archive.sqlite.
+
+    Example: fewstep search s3 --nfe 4,5 --set minutes=30
+    """
+    # Here, because the plots of its report take a second to import.
+    from ..search.s3 import SearchConfig, search
+
+    values = configs.read(configs.find("search/s3", run))
+    if model is not None and model != values.get("model"):
+        values["model"] = model
+        # What a run says of features, tables and classes is about its own model.
+        for ours in ("families", "measures"):
+            values.pop(ours, None)
+    given = {"nfe": listed(nfe), "strategy": strategy, "evaluations": evaluations}
+    config = configs.checked(
+        SearchConfig, overridden(values, given, context.args, change), "settings"
+    )
+    where = pick_device(device)
+    processes = launched(where)
+    target = folder or Path("runs") / Path(run).stem
+    check_shared(target, processes)
+    loaded = load_model(
+        config.model.id,
+        where,
+        dtype=config.model.dtype,
+        prompts=config.model.prompts,
+        call=config.model.call,
+        trust_pickle=config.model.trust_pickle,
+    )
+    bar = progress_bar(f"search, {loaded.name}") if processes.first else nullcontext(silent)
+    with bar as progress:
+        found = search(config, loaded, target, progress, processes)
+    if not processes.first:
+        return
+    rows = [
+        [
+            f"{number}",
+            f"{each.entry.verdict.score:.4g}",
+            f"{each.validated.verdict.score:.4g}",
+            each.entry.proposal.origin,
+            f"{len(each.entries)}",
+            f"{each.seconds / 60:.1f}",
+        ]
+        for number, each in found.items()
+    ]
+    head = ["NFE", "score", "of other samples", "origin", "evaluated", "minutes"]
+    print_table("the best schedules", head, rows)
+    numbers = ",".join(map(str, found))
+    console.out.print(
+        f"tables: {target / FAMILY}\n"
+        f"beside others: fewstep bench .. --nfe {numbers} --solvers unipc-3,{target}",
+        highlight=False,
+        soft_wrap=True,
+    )

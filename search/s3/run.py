@@ -1,0 +1,328 @@
+"""Searching for solver schedules: propose, judge, learn, again; all of it in one archive."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from ... import samplers
+from ...eval.models import Model
+from ...eval.processes import ALONE, Processes
+from ...eval.progress import Progress, silent
+from ...eval.results import save_scheduler, write_card
+from ...samplers import Tableau
+from ...samplers.family import FAMILY
+from ...schedules import Grid, grid
+from ...schedules.spacing import End
+from ..presets import preset
+from ..space import Space
+from .archive import Archive, Entry, Proposal
+from .breeding import Brood, Made, advised, at_random, evolved, key_of
+from .config import SearchConfig
+from .judge import Judge, judge_of
+from .predictor import learn, tokens
+from .report import write_report
+
+ARCHIVE = "archive.sqlite"
+# What says of a start that its nodes are those of a table.
+OF_TABLES = "nodes of"
+# Seconds between looks at what other processes are at.
+PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best schedule of one NFE: its table, its scores, and all that was evaluated.
+
+    `score` is by the judge's samples, `validated` by others.
+    """
+
+    table: Tableau
+    entry: Entry
+    validated: Entry
+    entries: tuple[Entry, ...]
+    seconds: float
+
+
+def search(
+    config: SearchConfig,
+    model: Model,
+    folder: Path,
+    progress: Progress = silent,
+    processes: Processes = ALONE,
+) -> dict[int, Found]:
+    """The best schedule of every NFE of `config`; `folder` keeps all that was evaluated.
+
+    Any number of processes may work on one folder, also started apart, and a call that was stopped
+    goes on where it was: no schedule is evaluated twice, by any of them. In the folder: the
+    archive, a family of tables, a scheduler that diffusers loads, a card, a report with the course
+    of the search. Raises ValueError for what the model cannot do.
+    """
+    spaces = {nfe: config.space_of(model.schedule, nfe) for nfe in config.nfe}
+    judges = []
+    for each in (config, other_samples(config)):
+        if processes.first:
+            judge_of(each, model, folder, progress)
+        processes.wait()
+        judges.append(judge_of(each, model, folder, progress))
+    first, last = judges
+    archive = Archive(folder / ARCHIVE)
+    found = {}
+    try:
+        for nfe, space in spaces.items():
+            explore(config, space, first, archive, folder, progress, processes)
+            found[nfe] = best(config, space, first, last, archive, progress)
+            if processes.first:
+                write_result(config, model, found, folder)
+            processes.wait()
+    except BaseException:
+        archive.abandon()
+        raise
+    return found
+
+
+def other_samples(config: SearchConfig) -> SearchConfig:
+    """The settings with which finalists are judged: by samples that decided nothing before."""
+    first = config.first_seed + config.samples
+    return config.model_copy(update={"first_seed": first, "samples": config.validation})
+
+
+def explore(
+    config: SearchConfig,
+    space: Space,
+    judge: Judge,
+    archive: Archive,
+    folder: Path,
+    progress: Progress,
+    processes: Processes,
+) -> None:
+    """Evaluate schedules of one NFE until the budget is spent, by whatever processes there are."""
+    clock = time.monotonic()
+    here = 0
+    while True:
+        entries = archive.entries(judge.key, space.nfe)
+        show(config, space, entries, here, time.monotonic() - clock, progress)
+        if processes.first:
+            write_report(config, space.nfe, entries, folder)
+        if spent(config, entries):
+            return
+        begun = time.process_time()
+        stage = 1 + max((e.proposal.stage for e in entries if e.proposal.rank == processes.rank),
+                        default=-1)  # fmt: skip
+        early = len(entries) + archive.pending(judge.key, space.nfe) < config.first
+        rng = np.random.default_rng([config.seed, space.nfe, processes.rank, stage])
+        proposals = propose(config, space, entries, stage, rng, early)
+        most = min(config.first, config.evaluations) if early else config.evaluations
+        ours = archive.claim(
+            judge.key, space.nfe, [replace(p, stage=stage, rank=processes.rank) for p in proposals],
+            most,
+        )  # fmt: skip
+        if not ours:
+            if not archive.pending(judge.key, space.nfe) and not early:
+                # All that this space has was evaluated.
+                return
+            time.sleep(PAUSE)
+            continue
+        overhead = (time.process_time() - begun) / len(ours)
+        verdicts = judge([each.schedule.tableau(space.law) for each in ours])
+        archive.finish(
+            judge.key,
+            {
+                each.key: replace(verdict, seconds=verdict.seconds + overhead)
+                for each, verdict in zip(ours, verdicts, strict=True)
+            },
+        )
+        here += len(ours)
+
+
+def spent(config: SearchConfig, entries: list[Entry]) -> bool:
+    """Whether the budget of evaluations, or of time, is used up."""
+    seconds = sum(each.verdict.seconds for each in entries)
+    late = config.minutes is not None and seconds >= 60 * config.minutes
+    return late or len(entries) >= config.evaluations
+
+
+def show(
+    config: SearchConfig,
+    space: Space,
+    entries: list[Entry],
+    here: int,
+    seconds: float,
+    progress: Progress,
+) -> None:
+    """Say how far it is, how good the best one, and how well the predictor tells."""
+    text = f"NFE {space.nfe}"
+    if entries:
+        text += f", best {min(each.verdict.score for each in entries):.4g}"
+    tau = next((e.proposal.tau for e in reversed(entries) if e.proposal.tau is not None), None)
+    if tau is not None:
+        text += f", tau {tau:.2f}"
+    if here:
+        text += f", {60 * here / seconds:.0f}/min"
+    progress(len(entries), config.evaluations, text)
+
+
+def propose(
+    config: SearchConfig,
+    space: Space,
+    entries: list[Entry],
+    stage: int,
+    rng: np.random.Generator,
+    early: bool,
+) -> list[Proposal]:
+    """What to evaluate next."""
+    ranked = sorted(entries, key=lambda each: each.verdict.score)
+    brood = Brood(
+        space,
+        [each.proposal.schedule for each in ranked],
+        frozenset(each.proposal.key for each in entries),
+        config.parents,
+        config.crossover,
+    )
+    if early:
+        known = [each for each in starts(config, space) if each[0] not in brood.seen]
+        # Those on the nodes of tables come first; of the rest any.
+        near = [each for each in known if f", {OF_TABLES} " in each[1][1]]
+        rest = [each for each in known if each not in near]
+        order = [*near, *(rest[k] for k in rng.permutation(len(rest)))]
+        made = dict(order[: config.batch // 2])
+        made |= at_random(
+            replace(brood, seen=brood.seen | made.keys()), config.batch - len(made), rng
+        )
+        return [Proposal(key, *each) for key, each in made.items()]
+    if config.strategy == "random":
+        return [Proposal(k, *each) for k, each in at_random(brood, config.batch, rng).items()]
+    if config.strategy == "evolution":
+        return [Proposal(k, *each) for k, each in evolved(brood, config.batch, rng).items()]
+    rows = np.stack([tokens(each.proposal.schedule, space) for each in entries])
+    scores = [each.verdict.score for each in entries]
+    predictor = learn(rows, scores, config.seed + stage)
+    chosen = advised(
+        brood,
+        config.batch,
+        rng,
+        predictor,
+        population=config.population,
+        generations=config.generations,
+        fresh=config.fresh,
+        also=[made for _, made in starts(config, space)],
+    )
+    return [
+        Proposal(key, schedule, origin, predicted=score, tau=predictor.tau)
+        for key, ((schedule, origin), score) in chosen.items()
+    ]
+
+
+def starts(config: SearchConfig, space: Space) -> list[tuple[str, Made]]:
+    """Published solvers on the nodes of tables and on common grids, by their keys."""
+    found: dict[str, Made] = {}
+    for where, nodes in grids(config, space):
+        for name in config.presets:
+            made = preset(name, nodes), f"{name}, {where}"
+            found.setdefault(key_of(made[0], space), made)
+    return list(found.items())
+
+
+def grids(config: SearchConfig, space: Space) -> Iterator[tuple[str, Grid]]:
+    """The grids of as many nodes as there are evaluations, and what they are."""
+    for name in config.families:
+        table = samplers.load_family(name).get(space.nfe)
+        if table is not None and table.grid.schedule == space.law and not table.grid.stage.any():
+            yield f"{OF_TABLES} {name}", table.grid
+    for spacing, end in itertools.product(config.spacings, get_args(End)):
+        # Some need more nodes, or less noise at first.
+        with suppress(ValueError):
+            yield f"{spacing}, end {end}", grid(space.law, space.nfe, spacing, end=end)
+
+
+def best(
+    config: SearchConfig,
+    space: Space,
+    first: Judge,
+    last: Judge,
+    archive: Archive,
+    progress: Progress,
+) -> Found:
+    """The finalists judged by other samples, and the best of them there."""
+    entries = archive.entries(first.key, space.nfe)
+    ranked = sorted(entries, key=lambda each: each.verdict.score)
+    finalists = [each for each in ranked[: config.finalists] if np.isfinite(each.verdict.score)]
+    if not finalists:
+        raise ArithmeticError(
+            f"NFE {space.nfe}: none of {len(entries)} schedules gave finite samples; look at the "
+            "model, or lower the `gain` of the space"
+        )
+    for k in range(0, len(finalists), config.batch):
+        progress(len(entries), config.evaluations, f"NFE {space.nfe}, finalists")
+        part = [each.proposal for each in finalists[k : k + config.batch]]
+        ours = archive.claim(last.key, space.nfe, part)
+        verdicts = last([each.schedule.tableau(space.law) for each in ours]) if ours else []
+        keys = (each.key for each in ours)
+        archive.finish(last.key, dict(zip(keys, verdicts, strict=True)))
+    while archive.pending(last.key, space.nfe):
+        time.sleep(PAUSE)
+    wanted = {each.proposal.key: each for each in finalists}
+    again = [e for e in archive.entries(last.key, space.nfe) if e.proposal.key in wanted]
+    validated = min(again, key=lambda each: each.verdict.score)
+    schedule = validated.proposal.schedule
+    return Found(
+        schedule.tableau(space.law, name=f"s3-{space.nfe}"),
+        wanted[validated.proposal.key],
+        validated,
+        tuple(entries),
+        sum(each.verdict.seconds for each in (*entries, *again)),
+    )
+
+
+def write_result(
+    config: SearchConfig, model: Model, found: Mapping[int, Found], folder: Path
+) -> None:
+    """Write the family of tables, a scheduler, and the card."""
+    tables = {nfe: provided(config, model, nfe, each) for nfe, each in found.items()}
+    samplers.save_family(tables, folder / FAMILY)
+    save_scheduler(getattr(model, "scheduler_config", None), tables, folder)
+    measures = ", ".join(each.kind for each in config.measures)
+    rows = [
+        [
+            *(f"{nfe}", f"{each.entry.verdict.score:.4f}", f"{each.validated.verdict.score:.4f}"),
+            *(each.entry.proposal.origin, f"{len(each.entries)}", f"{each.seconds:.0f} s"),
+        ]
+        for nfe, each in found.items()
+    ]
+    write_card(
+        folder,
+        f"Searched samplers for {model.name}",
+        f"Solver schedules found by {config.strategy} search on the network {model.fingerprint}; "
+        f"the score ({measures}; less is better) is of {config.samples} samples, and of "
+        f"{config.validation} others for the finalists. Use them by "
+        f'`fewstep.use(pipe, "{FAMILY}")`.',
+        ["NFE", "score", "of other samples", "origin", "evaluated", "processor time"],
+        rows,
+        config.model_dump(mode="json", exclude_defaults=True),
+        model.device,
+    )
+
+
+def provided(config: SearchConfig, model: Model, nfe: int, found: Found) -> Tableau:
+    """The table with where it comes from."""
+    return found.table.renamed(
+        found.table.name,
+        searched={
+            "model": model.fingerprint,
+            "schedule": found.entry.proposal.schedule.to_dict(),
+            "origin": found.entry.proposal.origin,
+            "score": found.entry.verdict.score,
+            "validated": found.validated.verdict.score,
+            "numbers": dict(found.validated.verdict.numbers),
+            "evaluations": len(found.entries),
+            "seconds": found.seconds,
+            "settings": config.model_dump(mode="json", exclude_defaults=True, exclude={"nfe"}),
+        },
+    )
