@@ -31,7 +31,11 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, ..; auto takes an accelerator if any.")
 ]
 Spacing = Annotated[
-    str, typer.Option(help=f"How the nodes are placed: {', '.join(schedules.SPACINGS)}, ..")
+    str,
+    typer.Option(
+        help=f"How the nodes are placed: {', '.join(schedules.SPACINGS)}, ..; or where "
+        "`fewstep search grid` left some: runs/gits."
+    ),
 ]
 Nfe = Annotated[int, typer.Option(min=1, help="Network evaluations per image.")]
 
