@@ -1,9 +1,9 @@
 """The command `fewstep`: it parses, calls and prints."""
 
-from . import bench, distill, generate, models, score, tables
+from . import bench, distill, generate, models, score, search, tables
 from .app import app
 
-__all__ = ["app", "bench", "distill", "generate", "main", "models", "score", "tables"]
+__all__ = ["app", "bench", "distill", "generate", "main", "models", "score", "search", "tables"]
 
 
 def main() -> None:

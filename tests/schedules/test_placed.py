@@ -89,7 +89,7 @@ def test_ends_that_were_not_placed():
     assert grid(law, 4, placed, end="min", t_min=0.1).time[-1] == 0.1
     own = Placed.of(grid(law, 4, "uniform", end="min", t_min=0.2))
     assert grid(law, 4, own, end="min").time[-1] == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="last but one .* ends in clean data"):
+    with pytest.raises(ValueError, match=r"last but one .* ends in clean data"):
         grid(law, 4, Placed.of(grid(law, 4, "karras")), end="min")
 
 
