@@ -11,6 +11,7 @@ from .. import configs
 from ..eval.models import NetworkModel, load_model, pick_device
 from ..schedules.placed import SPACING
 from ..search.grids import config_of, find_grids
+from ..search.grids.run import USUAL, shown
 from . import console
 from .app import app
 from .console import Device, key_values, listed, print_table, progress_bar
@@ -80,12 +81,11 @@ def grid(
         [
             f"{steps}",
             f"{each.record['cost']:.4g}",
-            *(f"{value:.4g}" for value in each.record["usual"].values()),
+            *(shown(each.record["usual"].get(name)) for name in USUAL),
         ]
         for steps, each in found.items()
     ]
-    usual = next(iter(found.values())).record["usual"]
-    print_table("cost, and that of common spacings", ["steps", "placed", *usual], rows)
+    print_table("cost, and that of common spacings", ["steps", "placed", *USUAL], rows)
     console.out.print(
         f"nodes: {target / SPACING}\n"
         f"beside others: fewstep bench .. --nfe {','.join(map(str, found))} "

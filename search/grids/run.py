@@ -207,7 +207,7 @@ def gather(folder: Path, config: AnyConfig, model: NetworkModel, shared: str) ->
         [
             f"{each.placed.steps[0]}",
             f"{each.record['cost']:.4g}",
-            *(f"{each.record['usual'].get(name, math.nan):.4g}" for name in USUAL),
+            *(shown(each.record["usual"].get(name)) for name in USUAL),
             ", ".join(f"{math.exp(-lam):.4g}" for lam in each.placed.lams[0]),
         ]
         for each in found
@@ -229,15 +229,21 @@ def gather(folder: Path, config: AnyConfig, model: NetworkModel, shared: str) ->
     write_atomically(folder / CARD, text)
 
 
+def shown(cost: float | None) -> str:
+    """A cost of a common spacing; a dash where it has none."""
+    return "-" if cost is None else f"{cost:.4g}"
+
+
 def picture(spacing: Placed, model: NetworkModel) -> Figure:
     """The nodes of each number of steps along sigma / alpha, and those of common spacings."""
     figure = Figure(figsize=(7.2, 1.2 + 0.9 * len(spacing.steps)), layout="constrained")
     axes = figure.add_subplot()
     law, labels = model.schedule, []
     for k, steps in enumerate(spacing.steps):
-        looks = [("placed", spacing, "#0072B2", "o"), *((n, n, "#8C8C8C", "|") for n in USUAL[:2])]
-        for row, (name, rule, colour, marker) in enumerate(looks):
+        rows: list[tuple[str, Placed | str]] = [("placed", spacing), *((n, n) for n in USUAL[:2])]
+        for row, (name, rule) in enumerate(rows):
             nodes = grid(law, steps, rule)
+            colour, marker = ("#8C8C8C", "|") if row else ("#0072B2", "o")
             nsr = nodes.nsr[np.isfinite(nodes.nsr) & (nodes.nsr > 0)]
             height = -(k + 0.25 * row)
             axes.plot(nsr, [height] * len(nsr), marker, color=colour, markersize=7)
