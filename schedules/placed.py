@@ -116,9 +116,7 @@ class Placed:
         # The ends as the schedule has them: a round trip through lam may leave the legal range.
         for time, value in ((schedule.t_max, low), (schedule.t_min, high)):
             times[np.isclose(lam, value, rtol=0, atol=CLOSE)] = time
-        if end == "zero":
-            times[-1] = schedule.t_zero
-        elif t_min is not None:
+        if end == "min" and t_min is not None:
             times[-1] = t_min
         return Grid.from_times(schedule, times)
 

@@ -67,7 +67,7 @@ def test_batches_make_no_difference(tmp_path, model):
         np.testing.assert_allclose(*costs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_leaves_a_spacing_a_card_and_a_picture(tmp_path, model):
+def test_a_run_leaves_a_spacing_a_card_and_a_picture(tmp_path, model, monkeypatch):
     config = config_of({"method": "dm", "nfe": [2, 4], "power": 2})
     found = find_grids(config, model, tmp_path)
     assert found[4].record["cost"] < min(found[4].record["usual"].values())
@@ -83,6 +83,8 @@ def test_a_run_leaves_a_spacing_a_card_and_a_picture(tmp_path, model):
     assert "Nodes by DM-NonUniform" in card
     assert '"power": 2.0' in card
     assert (tmp_path / "nodes.png").stat().st_size > 1000
+    monkeypatch.setattr(run, "nonuniform", None)
+    assert find_grids(config, model, tmp_path)[4].placed == found[4].placed
     said = json.loads((tmp_path / "grid-004.json").read_text())["found"]
     assert said["model"] == model.fingerprint
 
