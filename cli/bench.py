@@ -41,7 +41,7 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(help="Images per network call.")] = None,
     solvers: Annotated[str | None, typer.Option(help="Such as ddim,unipc-3.")] = None,
     nfe: Annotated[str | None, typer.Option(help="Such as 3,5,10.")] = None,
-    spacings: Annotated[str | None, typer.Option(help="Such as uniform,karras.")] = None,
+    spacings: Annotated[str | None, typer.Option(help="Such as uniform,karras,runs/gits.")] = None,
     model: Annotated[
         str | None, typer.Option(help="As in `fewstep generate`; its data stay as they are.")
     ] = None,

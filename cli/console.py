@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .. import schedules
+from ..eval.models import Model, NetworkModel, load_model, pick_device
+from ..eval.settings import ModelConfig
 
 out = Console()
 err = Console(stderr=True)
@@ -32,7 +35,11 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, ..; auto takes an accelerator if any.")
 ]
 Spacing = Annotated[
-    str, typer.Option(help=f"How the nodes are placed: {', '.join(schedules.SPACINGS)}, ..")
+    str,
+    typer.Option(
+        help=f"How the nodes are placed: {', '.join(schedules.SPACINGS)}, ..; or where "
+        "`fewstep search grid` left some: runs/gits."
+    ),
 ]
 Nfe = Annotated[int, typer.Option(min=1, help="Network evaluations per image.")]
 
@@ -231,3 +238,25 @@ def overridden(
 def listed(text: str | None) -> list[str] | None:
     """The items of a comma-separated option."""
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
+
+
+def model_of(config: ModelConfig, device: torch.device) -> Model:
+    """The model that settings ask for."""
+    return load_model(
+        config.id,
+        device,
+        dtype=config.dtype,
+        prompts=config.prompts,
+        call=config.call,
+        trust_pickle=config.trust_pickle,
+    )
+
+
+def network_of(config: ModelConfig, device: str) -> NetworkModel:
+    """The model of a training, or of a search along its samples; ValueError if it is no network."""
+    loaded = model_of(config, pick_device(device))
+    if not isinstance(loaded, NetworkModel):
+        raise ValueError(
+            f"{config.id} is a whole pipeline with a loop of its own; this needs its network alone"
+        )
+    return loaded

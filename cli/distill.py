@@ -9,7 +9,7 @@ import typer
 
 from .. import configs
 from ..distill.tables import TableConfig, learn_tables
-from ..eval.models import NetworkModel, load_model, pick_device
+from ..eval.models import pick_device
 from ..eval.settings import ModelConfig
 from ..samplers.family import FAMILY
 from . import console
@@ -23,6 +23,7 @@ from .console import (
     Out,
     Settings,
     listed,
+    network_of,
     overridden,
     print_table,
     progress_bar,
@@ -211,19 +212,6 @@ def lsd(
         for flag in each.after.flags:
             console.out.print(f"NFE {number}: {flag}", markup=False, highlight=False)
     console.out.print(f"tables: {target}", highlight=False, soft_wrap=True)
-
-
-def network_of(config: ModelConfig, device: str) -> NetworkModel:
-    """The model of a training; ValueError for one that is no network."""
-    loaded = load_model(
-        config.id, pick_device(device), dtype=config.dtype, trust_pickle=config.trust_pickle
-    )
-    if not isinstance(loaded, NetworkModel):
-        raise ValueError(
-            f"{config.id} is a whole pipeline with a loop of its own; samplers are learned for "
-            "networks"
-        )
-    return loaded
 
 
 def learn(

@@ -1,4 +1,4 @@
-"""`fewstep search`: samplers that are looked for."""
+"""`fewstep search`: samplers that are looked for rather than learned."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Annotated
 import typer
 
 from .. import configs
-from ..eval.models import load_model, pick_device
+from ..eval.models import pick_device
 from ..eval.processes import check_shared, launched
 from ..eval.progress import silent
 from ..samplers.family import FAMILY
+from ..schedules.placed import SPACING
+from ..search.grids import config_of, find_grids
+from ..search.grids.run import USUAL, shown
+from ..search.s3 import SearchConfig, search
 from . import console
 from .app import app
 from .console import (
@@ -23,13 +27,16 @@ from .console import (
     Out,
     Settings,
     listed,
+    model_of,
+    network_of,
     overridden,
     print_table,
     progress_bar,
 )
 
 group = typer.Typer(
-    help="Look for samplers: solver schedules that decide step by step.", no_args_is_help=True
+    help="Look for samplers: solver schedules that decide step by step, nodes of grids.",
+    no_args_is_help=True,
 )
 app.add_typer(group, name="search")
 
@@ -66,9 +73,6 @@ def s3(
 
     Example: fewstep search s3 --nfe 4,5 --set minutes=30
     """
-    # Here, because the plots of its report take a second to import.
-    from ..search.s3 import SearchConfig, search
-
     values = configs.read(configs.find("search/s3", run))
     if model is not None and model != values.get("model"):
         values["model"] = model
@@ -83,14 +87,7 @@ def s3(
     processes = launched(where)
     target = folder or Path("runs") / Path(run).stem
     check_shared(target, processes)
-    loaded = load_model(
-        config.model.id,
-        where,
-        dtype=config.model.dtype,
-        prompts=config.model.prompts,
-        call=config.model.call,
-        trust_pickle=config.model.trust_pickle,
-    )
+    loaded = model_of(config.model, where)
     bar = progress_bar(f"search, {loaded.name}") if processes.first else nullcontext(silent)
     with bar as progress:
         found = search(config, loaded, target, progress, processes)
@@ -113,6 +110,59 @@ def s3(
     console.out.print(
         f"tables: {target / FAMILY}\n"
         f"beside others: fewstep bench .. --nfe {numbers} --solvers unipc-3,{target}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@group.command(context_settings=ANY_SETTING)
+def grid(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(configs.names('search/grid'))}, or a YAML file like "
+            "configs/search/grid/gits.yaml."
+        ),
+    ],
+    model: ModelName = None,
+    nfe: Evaluations = None,
+    change: Settings = None,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Place the nodes of a grid where a model needs them; the result is a spacing for any solver.
+
+    dm (DM-NonUniform) passes on least of the network's error, and looks at the noise schedule only:
+    seconds. gits finds the nodes whose Euler steps stay nearest to sampled trajectories, ays those
+    that lose least by a bound on the divergence (Align Your Steps): a few minutes, once for all
+    numbers of steps. The same command goes on where it was stopped.
+
+    Example: fewstep search grid gits --nfe 4,6,8
+
+    Then: fewstep bench mnist --nfe 4,6,8 --spacings uniform,runs/gits, fewstep sample --spacing
+    runs/gits, or in Python fewstep.grid(schedule, 6, "runs/gits"). docs/grids.md says more.
+    """
+    path = configs.find("search/grid", run)
+    given = {"model": model, "nfe": listed(nfe)}
+    config = config_of(overridden(configs.read(path), given, context.args, change), str(path))
+    loaded = network_of(config.model, device)
+    target = folder or Path("runs") / Path(run).stem
+    with progress_bar(f"nodes for {loaded.name}") as progress:
+        found = find_grids(config, loaded, target, progress)
+    rows = [
+        [
+            f"{steps}",
+            f"{each.record['cost']:.4g}",
+            *(shown(each.record["usual"].get(name)) for name in USUAL),
+        ]
+        for steps, each in found.items()
+    ]
+    print_table("cost, and that of common spacings", ["steps", "placed", *USUAL], rows)
+    console.out.print(
+        f"nodes: {target / SPACING}\n"
+        f"beside others: fewstep bench .. --nfe {','.join(map(str, found))} "
+        f"--spacings uniform,{target}",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..samplers.diffusers_model import NAMES
+from ..schedules import Placed
 from ..schedules.spacing import grid
 from ..schedules.spacing import named as named_spacing
 from .families import FAMILIES, all_defaults, defaults
@@ -192,6 +193,8 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     for key, instead in ELSEWHERE.items():
         if key in given:
             raise ValueError(f"{key}: {instead}")
+    if own["spacing"] is not None:
+        own = {**own, "spacing": written_spacing(own["spacing"])}
     check_values(own, given)
     replaced = replaced_keys(own)
     if clash := [key for key in given if key in replaced]:
@@ -215,6 +218,14 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def written_spacing(spacing: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """A spacing as a config holds it: a name, or the nodes of a file; ValueError for neither."""
+    found = named_spacing(spacing)
+    if isinstance(found, Placed):
+        return found.to_dict()
+    return str(spacing)
+
+
 def check_values(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ValueError for values that are none of a key's, and own keys that contradict each other."""
     choices = {**CHOICES, **CLASS_CHOICES.get(own["like"], {})}
@@ -226,8 +237,6 @@ def check_values(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")
     if own["solver"] is not None:
         check_options(own["solver"], own["solver_options"] or {})
-    if own["spacing"] is not None:
-        named_spacing(own["spacing"])
     if unknown := set(own["spacing_options"] or {}) - SPACING_OPTIONS:
         raise ValueError(
             f"spacing_options: {', '.join(sorted(unknown))} is none of "

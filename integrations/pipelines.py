@@ -19,7 +19,7 @@ def use(
     pipe: Any,
     solver: str | Tableau | Path | Mapping[str, Any],
     *,
-    spacing: str | None = None,
+    spacing: str | Mapping[str, Any] | None = None,
     nfe: int | None = None,
     guidance: float | None = None,
     verbose: bool = True,
@@ -39,7 +39,7 @@ def use(
         of one (also as text), a name of `samplers.families()`, or a mapping from numbers of
         evaluations to tables or paths.
     spacing
-        A name of `schedules.SPACINGS` in place of the nodes.
+        A name of `schedules.SPACINGS` in place of the nodes, or the path of placed ones.
     nfe
         Network evaluations of a run at most, whatever number of steps the pipeline asks for. Text
         to image only: pipelines that begin late count in the steps that they asked for.
@@ -115,6 +115,8 @@ def description(scheduler: TableauScheduler) -> str:
     tables = held_tables(config["tableau"]) if config["tableau"] else {}
     rule = sigma_spacing(config) or config.get("timestep_spacing")
     nodes = config["spacing"] or rule or "its own nodes"
+    if not isinstance(nodes, str):
+        nodes = f"nodes placed for {', '.join(nodes['lam'])} steps"
     if tables:
         nodes = f"tables of {', '.join(map(str, tables))} evaluations"
     names = dict.fromkeys(str(table.get("name")) for table in tables.values())

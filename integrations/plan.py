@@ -18,6 +18,7 @@ from .. import samplers
 from ..samplers import Tableau, trace
 from ..schedules import EDM, FlowMatching, Grid, Schedule, grid
 from ..schedules.base import Float, Form
+from ..schedules.spacing import named as named_spacing
 from .families import FAMILIES, Family, defaults, law_of
 from .nodes import (
     at_levels,
@@ -241,9 +242,10 @@ def spaced_nodes(config: Config, law: Law, request: Request) -> Grid:
     """Nodes of one of our spacings, between the ends of the config."""
     options: dict[str, Any] = {"end": "min"} if final_sigmas(config) == "min" else {}
     options |= config.get("spacing_options") or {}
+    spacing = named_spacing(config["spacing"])
 
     def place(schedule: Schedule) -> Grid:
-        return grid(schedule, request.count, config["spacing"], **options)
+        return grid(schedule, request.count, spacing, **options)
 
     match law:
         case "flow":

@@ -50,7 +50,9 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     solver
         A name of `samplers.solvers()` in place of what that class does, with `solver_options`.
     spacing
-        A name of `schedules.SPACINGS` in place of its nodes, with `spacing_options`.
+        A name of `schedules.SPACINGS` in place of its nodes, with `spacing_options`; or nodes that
+        were placed (`schedules.Placed`): as `to_dict` writes them, or the path of a file or of the
+        folder of a run, of which the config then holds a copy.
     nfe
         Network evaluations of a run, whatever number of steps the pipeline asks for.
     tableau
@@ -74,7 +76,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         like: str = "DPMSolverMultistepScheduler",
         solver: str | None = None,
         solver_options: dict[str, Any] | None = None,
-        spacing: str | None = None,
+        spacing: str | dict[str, Any] | None = None,
         spacing_options: dict[str, Any] | None = None,
         nfe: int | None = None,
         tableau: dict[str, Any] | None = None,

@@ -4,6 +4,7 @@ from .base import Schedule
 from .edm import EDM
 from .flow import FlowMatching
 from .grid import Grid, Node
+from .placed import Placed
 from .spacing import SPACINGS, Spacing, grid
 from .vp import VPCosine, VPDiscrete, VPLinear, betas, zero_terminal_snr
 
@@ -13,6 +14,7 @@ __all__ = [
     "FlowMatching",
     "Grid",
     "Node",
+    "Placed",
     "Schedule",
     "Spacing",
     "VPCosine",

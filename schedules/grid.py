@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from .base import Float, Schedule
 from .edm import EDM
 
+# Where the sample ends: in clean data, or at the least noise that the network knows.
+End = Literal["zero", "min"]
 COLUMNS = ("time", "alpha", "sigma", "lam", "label", "stage")
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import betaincinv
 
 from .base import Float, Schedule, softplus
-from .grid import Grid
+from .grid import End, Grid
+from .placed import Placed, is_placed
 from .vp import VPDiscrete
 
-End = Literal["zero", "min"]
 Variable = Literal["time", "lam", "nsr", "flow_sigma"]
 
 
@@ -107,7 +107,7 @@ def discrete_times(
 def grid(
     schedule: Schedule,
     nfe: int,
-    spacing: str | Spacing = "karras",
+    spacing: str | Spacing | Placed = "karras",
     *,
     end: End = "zero",
     t_max: float | None = None,
@@ -123,11 +123,13 @@ def grid(
     nfe
         Number of steps; for a solver with one network evaluation a step, the network evaluations.
     spacing
-        A name, or a `Spacing`. In time: uniform, quadratic, power (`rho` sets the power). In
-        lam: lam. In the noise-to-signal ratio nsr = sigma / alpha: karras (`rho`, 7), exponential,
-        beta; on flow schedules and from pure noise, where nsr is infinite, these act on
-        nsr / (1 + nsr), the sigma of a flow. For VPDiscrete also linspace, leading (plus `offset`),
-        trailing, with integer times, and quad; `multistep` as in `discrete_times`.
+        A name, a `Spacing`, or nodes that were `Placed` (or the path of a file or of the folder of
+        a run with such), which begin where they were placed. In time: uniform, quadratic, power
+        (`rho` sets the power). In lam: lam. In the noise-to-signal ratio nsr = sigma / alpha:
+        karras (`rho`, 7), exponential, beta; on flow schedules and from pure noise, where nsr is
+        infinite, these act on nsr / (1 + nsr), the sigma of a flow. For VPDiscrete also linspace,
+        leading (plus `offset`), trailing, with integer times, and quad; `multistep` as in
+        `discrete_times`.
     end
         "zero": the last node is clean data. Spacings in time run on to it, the others place nfe
         nodes down to t_min and append it. "min": the last node is t_min.
@@ -146,12 +148,15 @@ def grid(
     start = schedule.t_max if t_max is None else t_max
     stop = schedule.t_min if t_min is None else t_min
     rule = named(spacing) if isinstance(spacing, str) else spacing
-    given = {"t_max": t_max, "rho": rho}
-    if not isinstance(rule, str):
-        given = {"multistep": multistep, "offset": offset}
+    begun, counted = {"t_max": t_max, "rho": rho}, {"multistep": multistep, "offset": offset}
+    given = begun if isinstance(rule, str) else counted
+    if isinstance(rule, Placed):
+        given = begun | counted | {"t_min": t_min if end == "zero" else None}
     unused = [name for name, value in given.items() if value]
     if unused:
         raise ValueError(f"grid: spacing {spacing!r} has no option {' and '.join(unused)}")
+    if isinstance(rule, Placed):
+        return rule.place(schedule, nfe, end, t_min)
     if isinstance(rule, str):
         if not isinstance(schedule, VPDiscrete):
             raise ValueError(
@@ -187,18 +192,25 @@ def grid(
     return Grid.from_times(schedule, np.append(times, schedule.t_zero) if end == "zero" else times)
 
 
-def named(spacing: str) -> Spacing | str:
+def named(spacing: str | Mapping[str, Any]) -> Spacing | Placed | str:
     """The preset of that name in any case, or the name of a rule of `RULES`.
 
-    ValueError lists all names.
+    Or nodes that were placed: of a path to them, or of what is in such a file. ValueError lists all
+    names.
     """
+    if not isinstance(spacing, str):
+        return Placed.from_dict(spacing)
     name = spacing.lower()
     if name in RULES:
         return name
-    if name not in SPACINGS:
-        names = ", ".join([*SPACINGS, *RULES])
-        raise ValueError(f"grid: unknown spacing {spacing!r}; choose one of {names}")
-    return SPACINGS[name]
+    if name in SPACINGS:
+        return SPACINGS[name]
+    if is_placed(spacing):
+        return Placed.load(spacing)
+    names = ", ".join([*SPACINGS, *RULES])
+    raise ValueError(
+        f"grid: unknown spacing {spacing!r}; choose one of {names}, or give a file of nodes"
+    )
 
 
 Map = Callable[[Float], Float]

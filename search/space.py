@@ -11,7 +11,8 @@ import numpy as np
 
 from ..schedules import Schedule, Spacing
 from ..schedules.base import Float
-from ..schedules.spacing import SPACINGS, End
+from ..schedules.grid import End
+from ..schedules.spacing import SPACINGS
 from .repair import Correction, apart, correction_of, stepped, trimmed
 from .ruler import Ruler
 from .schedule import REMEDIES, Prediction, Relaxation, SolverSchedule, Step, Update

@@ -47,6 +47,13 @@ def test_the_page_of_solver_schedules_samples_a_population():
     assert [table.nfe for table in names["tables"]] == [5] * 6
 
 
+def test_the_page_of_grids_places_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("docs/grids.md"), names)
+    assert [table.nfe for table in names["tables"]] == [6, 6, 6]
+
+
 def test_the_page_of_discrete_samplers_writes_text(capsys):
     exec(block("docs/discrete.md"), {})
     lines = capsys.readouterr().out.split("\n")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ... import samplers
 from ...schedules import Schedule, grid
+from ...schedules.placed import spacing_name
 from ..settings import End, SolverConfig, table_within
 from .config import BenchConfig, ReferenceConfig
 
@@ -92,7 +93,7 @@ def curve_name(config: BenchConfig, solver: SolverConfig, name: str, spacing: st
     varied = len({*config.spacings, *(s.spacing for s in config.solvers if s.spacing)}) > 1
     label = solver.label or name
     chosen = bool(solver.label and solver.spacing)
-    return f"{label}@{spacing}" if varied and not chosen else label
+    return f"{label}@{spacing_name(spacing)}" if varied and not chosen else label
 
 
 def reference_tables(

@@ -21,7 +21,7 @@ from ...eval.models import LabelRule
 from ...eval.settings import SEEDS, STRICT, Evaluations, ExtractorConfig, ModelConfig
 from ...samplers import is_family
 from ...schedules import Schedule
-from ...schedules.spacing import named
+from ...schedules.spacing import SPACINGS, Spacing, named
 from ..presets import PRESETS
 from ..space import Space
 
@@ -153,5 +153,10 @@ class SearchConfig(BaseModel):
             key: tuple(each) if isinstance(each, list) else each for key, each in self.space.items()
         }
         if isinstance(said.get("spacing"), str):
-            said["spacing"] = named(said["spacing"])
+            spacing = named(said["spacing"])
+            if not isinstance(spacing, Spacing):
+                raise ValueError(
+                    f"space: spacing is one of {', '.join(SPACINGS)}, got {said['spacing']!r}"
+                )
+            said["spacing"] = spacing
         return Space(law, nfe, **said)

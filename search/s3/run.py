@@ -20,7 +20,7 @@ from ...eval.results import save_scheduler, write_card
 from ...samplers import Tableau
 from ...samplers.family import FAMILY
 from ...schedules import Grid, grid
-from ...schedules.spacing import End
+from ...schedules.grid import End
 from ..presets import preset
 from ..space import Space
 from .archive import Archive, Entry, Proposal

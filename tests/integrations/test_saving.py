@@ -10,6 +10,7 @@ import sys
 
 import diffusers
 import fewstep
+import numpy as np
 import pytest
 import torch
 from fewstep import TableauScheduler, samplers
@@ -67,6 +68,7 @@ try:
 except Exception as error:
     print(error)
 import fewstep
+import numpy as np
 pipe = DDPMPipeline.from_pretrained({folder!r})
 pipe.set_progress_bar_config(disable=True)
 images = pipe(2, torch.Generator().manual_seed(1), 3, output_type="np").images
@@ -103,3 +105,19 @@ def test_a_pipeline_loads_where_fewstep_is_imported(tmp_path):
     kind, total = loaded.split()
     assert kind == "TableauScheduler"
     assert float(total) == pytest.approx(float(images.sum()), abs=1e-4)
+
+
+def test_placed_nodes_are_saved_with_the_scheduler(tmp_path):
+    law = fewstep.schedules.VPDiscrete(
+        fewstep.schedules.betas("scaled_linear", 1000, 0.00085, 0.012)
+    )
+    nodes = fewstep.grid(law, 4, "quadratic")
+    fewstep.schedules.Placed.of(nodes).save(tmp_path / "run" / "spacing.json")
+    scheduler = TableauScheduler(**SD, solver="unipc-3", spacing=str(tmp_path / "run"))
+    (tmp_path / "run" / "spacing.json").unlink()
+    scheduler.save_pretrained(tmp_path)
+    again = TableauScheduler.from_pretrained(tmp_path)
+    again.set_timesteps(4)
+    np.testing.assert_allclose(again.timesteps, nodes.time[:-1], atol=0.01)
+    again.set_timesteps(9)
+    assert len(again.timesteps) == 9

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+from fewstep import configs
+from fewstep.schedules import Placed
+from fewstep.search.grids import config_of
+
+from ..eval.models import tiny
+from .typed import run, wide  # noqa: F401 - a fixture
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "ddpm"
+    tiny.ddpm().save_pretrained(folder)
+    return folder
+
+
+def test_a_grid_is_found_and_used(tmp_path, pipe):
+    out = tmp_path / "found"
+    sizes = ("--set", "candidates=6", "--set", "samples=4", "--device", "cpu")
+    for method in ("dm", "gits", "ays"):
+        options = sizes if method != "dm" else ("--device", "cpu")
+        said = run(
+            "search",
+            "grid",
+            method,
+            "--model",
+            pipe,
+            "--nfe",
+            "2,3",
+            *options,
+            "--out",
+            out / method,
+        )
+        assert "cost, and that of common spacings" in said
+        assert Placed.load(out / method).steps == (2, 3)
+        shown = run("show", "unipc-3", "--nfe", 3, "--spacing", out / method)
+        assert f"{Placed.load(out / method).lams[1][1]:.3f}" in shown
+    said = run(
+        "bench", "mnist", "--model", pipe, "--solvers", "ddim", "--spacings",
+        f"uniform,{out / 'dm'},{out / 'gits' / 'spacing.json'}", "--nfe", 2, "--metrics", "",
+        "--images", 4, "--set", "reference=null", "--set", "extractors=[]", "--name", "b",
+        "--out", tmp_path, "--device", "cpu",
+    )  # fmt: skip
+    assert all(name in said for name in ("ddim@uniform", "ddim@dm", "ddim@gits"))
+
+
+def test_what_is_wrong_is_said(tmp_path, pipe):
+    assert "there is ays, dm, gits" in run("search", "grid", "nope", code=2)
+    assert "growt: no such key; did you mean growth?" in run(
+        "search", "grid", "gits", "--set", "growt=1", code=2
+    )
+    assert "there is no file" in run("show", "ddim", "--spacing", tmp_path / "no.json", code=3)
+
+
+@pytest.mark.parametrize("name", configs.names("search/grid"))
+def test_packaged_settings_are_good(name):
+    path = configs.find("search/grid", name)
+    assert config_of(configs.read(path), str(path)).method == name.partition("-")[0]
