@@ -29,9 +29,9 @@ def key_of(schedule: SolverSchedule, space: Space) -> str:
 class Brood:
     """Schedules that are known, best first, and how children are made of them.
 
-    `parents` of the best are bred, each as likely as another; with probability `crossover` a child
-    has two, and then or otherwise it is mutated (as in the released search of USF). `seen` are the
-    keys of all that is known.
+    `parents` of the best are bred, each as likely as another. With probability `crossover` a child
+    has two of them, and is mutated as often as not; else it has one, and is mutated. `seen` are
+    the keys of all that is known.
     """
 
     space: Space
@@ -45,7 +45,8 @@ class Brood:
         best = self.schedules[: self.parents]
         one = best[int(rng.integers(len(best)))]
         if rng.random() < self.crossover:
-            return self.space.crossed(one, best[int(rng.integers(len(best)))], rng), "crossed"
+            both = self.space.crossed(one, best[int(rng.integers(len(best)))], rng)
+            return (both if rng.random() < 0.5 else self.space.mutated(both, rng)), "crossed"
         return self.space.mutated(one, rng), "mutated"
 
     def drawn(self, rng: np.random.Generator) -> tuple[SolverSchedule, str]:

@@ -125,9 +125,10 @@ def explore(
             most,
         )  # fmt: skip
         if not ours:
-            if not archive.pending(judge.key, space.nfe) and not early:
+            if not proposals and not archive.pending(judge.key, space.nfe):
                 # All that this space has was evaluated.
                 return
+            # Others are at the rest; what they find is to be known first.
             time.sleep(PAUSE)
             continue
         overhead = (time.process_time() - begun) / len(ours)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import fewstep
+import pytest
+from fewstep.search.presets import preset
+from fewstep.search.s3 import archive as module
+from fewstep.search.s3.archive import Archive, Proposal, Verdict, alive
+
+from .problem import LAW
+
+SCHEDULE = preset("unipc-3", fewstep.grid(LAW, 4))
+
+
+def proposals(count, first=0):
+    return [
+        Proposal(f"k{k}", SCHEDULE, "drawn", stage=k, rank=2, predicted=0.5, tau=0.25)
+        for k in range(first, first + count)
+    ]
+
+
+def test_what_is_finished_comes_back_in_the_order_in_which_it_was(tmp_path):
+    archive = Archive(tmp_path / "a" / "archive.sqlite")
+    asked = proposals(3)
+    assert archive.claim("judge", 4, asked) == asked
+    assert archive.entries("judge", 4) == []
+    assert archive.pending("judge", 4) == 3
+    verdicts = {"k2": Verdict(0.5, {"rmse": 0.5}, 2.0), "k0": Verdict(float("inf"), {}, 1.0)}
+    archive.finish("judge", verdicts)
+    found = Archive(archive.path).entries("judge", 4)
+    assert [each.proposal for each in found] == [asked[2], asked[0]]
+    assert [each.verdict for each in found] == [*verdicts.values()]
+    assert archive.pending("judge", 4) == 1
+    archive.abandon()
+    assert archive.pending("judge", 4) == 0
+    assert archive.claim("judge", 4, asked) == asked[1:2]
+
+
+def test_a_schedule_is_claimed_once_by_judge_and_to_a_budget(tmp_path):
+    archive = Archive(tmp_path / "archive.sqlite")
+    assert len(archive.claim("judge", 4, proposals(5), most=3)) == 3
+    assert archive.claim("judge", 4, proposals(5), most=3) == []
+    assert [each.key for each in archive.claim("judge", 4, proposals(5))] == ["k3", "k4"]
+    assert len(archive.claim("another", 4, proposals(5))) == 5
+
+
+CLAIM = """
+import os, sys
+from pathlib import Path
+from fewstep.search.s3.archive import Archive, Proposal
+from fewstep.search.schedule import SolverSchedule, Step
+schedule = SolverSchedule((999.0, -1.0), (Step(),))
+archive = Archive(Path(sys.argv[1]))
+for k in range(0, 60, 4):
+    asked = [Proposal(f"k{i}", schedule, "drawn") for i in range(k, k + 4)]
+    print(*(each.key for each in archive.claim("judge", 4, asked)), flush=True)
+sys.stdin.readline()
+os._exit(9)
+"""
+
+
+def started(path):
+    paths = os.pathsep.join([str(Path(fewstep.__file__).parents[1]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_share_and_what_a_dead_one_left_is_free(tmp_path):
+    path = tmp_path / "archive.sqlite"
+    both = [started(path) for _ in range(2)]
+    taken = [[*(key for _ in range(15) for key in each.stdout.readline().split())] for each in both]
+    assert sorted(taken[0] + taken[1]) == sorted(f"k{k}" for k in range(60))
+    archive = Archive(path)
+    # Both live.
+    assert archive.pending("judge", 4) == 60
+    assert archive.claim("judge", 4, proposals(60)) == []
+    both[0].communicate("\n")
+    assert {each.key for each in archive.claim("judge", 4, proposals(60))} == {*taken[0]}
+    both[1].communicate("\n")
+
+
+def test_who_is_alive(monkeypatch):
+    node, number, began = Archive(Path("x")).owner.rsplit("/", 2)
+    assert alive(f"{node}/{number}/{began}", 1e9)
+    # A later process of the same number.
+    assert not alive(f"{node}/{number}/{float(began) - 5}", 0)
+    # What is elsewhere cannot be asked.
+    assert alive(f"not-{node}/{number}/{began}", module.LEASE - 1)
+    assert not alive(f"not-{node}/{number}/{began}", module.LEASE + 1)
+    assert node == platform.node()
+
+
+def test_a_batch_is_written_as_a_whole_or_not_at_all(tmp_path):
+    archive = Archive(tmp_path / "archive.sqlite")
+    archive.claim("judge", 4, proposals(2))
+    broken = {"k0": Verdict(1.0, {}, 1.0), "k1": Verdict(1.0, {"rmse": object()}, 1.0)}
+    with pytest.raises(TypeError):
+        archive.finish("judge", broken)
+    assert archive.entries("judge", 4) == []
+    with pytest.raises(sqlite3.ProgrammingError):
+        archive.claim("judge", 4, [*proposals(1, 7), replace(proposals(1, 8)[0], stage=[1])])
+    assert archive.pending("judge", 4) == 2
+
+
+def test_schedules_go_through_json(tmp_path):
+    archive = Archive(tmp_path / "archive.sqlite")
+    archive.claim("judge", 4, proposals(1))
+    archive.finish("judge", {"k0": Verdict(1.0, {}, 1.0)})
+    (entry,) = archive.entries("judge", 4)
+    assert entry.proposal.schedule == SCHEDULE
+    assert json.dumps(entry.proposal.schedule.to_dict())

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import fewstep
+import pytest
+from fewstep import samplers
+from fewstep.search.s3 import run as module
+from fewstep.search.s3.archive import Archive
+from fewstep.search.s3.judge import judge_of
+from fewstep.search.s3.run import ARCHIVE, OF_TABLES, search, starts
+from fewstep.search.schedule import SolverSchedule
+from pydantic import ValidationError
+
+from .problem import LAW, config, model
+
+
+def entries(folder, said=None, nfe=4):
+    said = said or config()
+    return Archive(folder / ARCHIVE).entries(judge_of(said, model(), folder).key, nfe)
+
+
+def course(folder, said=None):
+    return [(each.proposal, each.verdict.score) for each in entries(folder, said)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, search(config(), model(), folder)
+
+
+def test_the_budget_is_spent_on_different_schedules(whole):
+    folder, found = whole
+    known = entries(folder)
+    assert len(known) == len({each.proposal.key for each in known}) == 20
+    assert {each.proposal.schedule.nfe for each in known} == {4}
+    origins = [each.proposal.origin for each in known]
+    assert origins.count("advised") == 8
+    assert {"drawn", "ddim, uniform, end zero"} & {*origins}
+    assert found[4].entries == tuple(known)
+    assert [each.proposal.stage for each in known] == [k // 4 for k in range(20)]
+    assert all((each.proposal.tau is None) == (each.proposal.stage < 3) for each in known)
+
+
+def test_what_is_found_is_better_than_what_it_began_with(whole):
+    folder, found = whole
+    known = entries(folder)
+    published = [each for each in known if each.proposal.stage < 3]
+    best = min(each.verdict.score for each in known)
+    assert best < min(each.verdict.score for each in published)
+    assert found[4].entry.verdict.score < min(each.verdict.score for each in published)
+
+
+def test_the_result_is_the_best_of_the_finalists_by_other_samples(whole):
+    folder, found = whole
+    said = module.other_samples(config())
+    assert (said.first_seed, said.samples) == (2**31 + 24, 40)
+    judged = entries(folder, said)
+    ranked = sorted(entries(folder), key=lambda each: each.verdict.score)
+    assert {each.proposal.key for each in judged} == {each.proposal.key for each in ranked[:3]}
+    assert found[4].validated.verdict.score == min(each.verdict.score for each in judged)
+    assert found[4].validated.proposal.key == found[4].entry.proposal.key
+
+
+def test_the_folder_is_a_solver_with_its_provenance(whole):
+    folder, found = whole
+    table = samplers.load_family(folder)[4]
+    assert table.nfe == 4
+    assert (table.weights == found[4].table.weights).all()
+    said = table.meta["searched"]
+    assert said["evaluations"] == 20
+    assert said["model"] == model().fingerprint
+    again = SolverSchedule.from_dict(said["schedule"]).tableau(LAW)
+    assert (again.weights == table.weights).all()
+    assert "| 4 |" in (folder / "README.md").read_text()
+    for suffix in ("html", "md", "png"):
+        assert (folder / f"search-004.{suffix}").stat().st_size > 100
+
+
+def stopped(monkeypatch, at):
+    """A judge that is interrupted at its call number `at`, after the work is done."""
+    calls = itertools.count(1)
+    real = module.Judge.__call__
+
+    def call(self, tables):
+        found = real(self, tables)
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(module.Judge, "__call__", call)
+
+
+@pytest.mark.parametrize("at", [5, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 6))])
+def test_a_search_that_is_stopped_goes_on_as_if_it_had_not(whole, tmp_path, monkeypatch, at):
+    with monkeypatch.context() as patch:
+        stopped(patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            search(config(), model(), tmp_path)
+    before = len(entries(tmp_path))
+    assert before == min(4 * (at - 1), 20)
+    count = []
+    real = module.Judge.__call__
+    monkeypatch.setattr(
+        module.Judge, "__call__", lambda self, t: count.append(len(t)) or real(self, t)
+    )
+    found = search(config(), model(), tmp_path)
+    assert course(tmp_path) == course(whole[0])
+    assert sum(count) == 20 - before + 3
+    assert found[4].table.weights.tolist() == whole[1][4].table.weights.tolist()
+    # What is there already costs nothing.
+    search(config(), model(), tmp_path)
+    assert sum(count) == 20 - before + 3
+
+
+@pytest.mark.slow
+def test_a_larger_budget_goes_on(whole, tmp_path):
+    search(config(evaluations=16), model(), tmp_path)
+    search(config(), model(), tmp_path)
+    assert course(tmp_path) == course(whole[0])
+
+
+@pytest.mark.parametrize("strategy", ["random", "evolution"])
+def test_rivals_have_the_same_start_and_no_predictor(whole, tmp_path, strategy):
+    search(config(strategy=strategy), model(), tmp_path)
+    known = entries(tmp_path)
+    assert course(tmp_path)[:12] == course(whole[0])[:12]
+    kinds = {each.proposal.origin for each in known[12:]}
+    assert kinds == ({"drawn"} if strategy == "random" else {"mutated", "crossed"})
+    assert all(each.proposal.predicted is None for each in known)
+
+
+def test_several_budgets_are_one_family(tmp_path):
+    said = config(nfe=[2, 3], evaluations=8, first=8, finalists=1)
+    found = search(said, model(), tmp_path)
+    assert {nfe: each.nfe for nfe, each in samplers.load_family(tmp_path).items()} == {2: 2, 3: 3}
+    assert [*found] == [2, 3]
+
+
+def test_time_is_a_budget_too(tmp_path):
+    search(config(minutes=1e-9), model(), tmp_path)
+    assert len(entries(tmp_path)) == 4
+
+
+def test_it_may_start_from_tables(tmp_path):
+    nodes = fewstep.grid(LAW, 4, "lam", end="min")
+    samplers.save_family({4: samplers.build("ddim", nodes)}, tmp_path / "tables.json")
+    said = config(families=[str(tmp_path / "tables.json")])
+    first = starts(said, said.space_of(LAW, 4))[0][1]
+    assert first[1] == f"ddim, {OF_TABLES} {tmp_path / 'tables.json'}"
+    assert first[0].times == tuple(nodes.time)
+    search(replace_config(said, evaluations=8), model(), tmp_path)
+    assert entries(tmp_path)[0].proposal.schedule == first[0]
+    # Tables of another law are none to start from.
+    other = fewstep.grid(fewstep.schedules.VPLinear(), 4)
+    samplers.save_family({4: samplers.build("ddim", other)}, tmp_path / "other.json")
+    said = config(families=[str(tmp_path / "other.json")])
+    assert not any(OF_TABLES in each[1] for _, each in starts(said, said.space_of(LAW, 4)))
+
+
+def replace_config(said, **changes):
+    return said.model_copy(update=changes)
+
+
+def test_a_used_up_space_ends_the_search(tmp_path):
+    tiny = {"marks": 4, "order": 1, "predictions": ["x0"], "late": 0.0, "ends": ["zero"],
+            "corrections": ["none"]}  # fmt: skip
+    said = config(nfe=2, space=tiny, strategy="evolution", presets=["ddim"], finalists=1)
+    search(said, model(), tmp_path)
+    # Three places for the one time between, and what DDIM has on two spacings with both ends.
+    assert 3 <= len(entries(tmp_path, said, 2)) <= 7
+
+
+def test_none_that_is_finite_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Judge, "numbers", lambda self, images: {})
+    with pytest.raises(ArithmeticError, match="none of 8 schedules gave finite samples"):
+        search(config(evaluations=8, first=8), model(), tmp_path)
+
+
+WORK = """
+import sys
+from pathlib import Path
+from fewstep.eval.processes import Processes
+from tests.search.s3.problem import config, model
+from fewstep.search.s3 import search
+search(config(), model(), Path(sys.argv[1]), processes=Processes(int(sys.argv[2]), 2))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_evaluate_the_same_twice(tmp_path):
+    root = Path(__file__).parents[3]
+    paths = os.pathsep.join([str(Path(fewstep.__file__).parents[1]), str(root), *sys.path])
+    # Converged samples and statistics are made by the first, which both wait for when launched.
+    judge_of(config(), model(), tmp_path)
+    judge_of(module.other_samples(config()), model(), tmp_path)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORK, str(tmp_path), str(rank)],
+            env={**os.environ, "PYTHONPATH": paths},
+            cwd=root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for each in both:
+        _, said = each.communicate(timeout=300)
+        assert each.returncode == 0, said
+    known = entries(tmp_path)
+    assert len(known) == len({each.proposal.key for each in known}) == 20
+    assert {each.proposal.rank for each in known} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"space": {"orders": 3}}, "no such part 'orders'; there is spacing"),
+        ({"presets": ["euler"]}, "'euler' is none"),
+        ({"spacings": ["even"]}, "even"),
+        ({"families": ["none-such"]}, "no family of tables"),
+        ({"measures": []}, "measures"),
+        ({"measures": ["frechet"]}, "frechet needs features"),
+        ({"measures": [{"kind": "rmse", "features": "pixels"}]}, "rmse takes no features"),
+        ({"first_seed": 2**32 - 50}, "first_seed"),
+        ({"solver": "magic"}, "magic"),
+        ({"strategy": "luck"}, "strategy"),
+    ],
+)
+def test_mistakes_are_said(given, said):
+    with pytest.raises((ValidationError, ValueError), match=said):
+        config(**given)
+
+
+def test_a_space_is_measured_by_a_law():
+    assert config(space={"spacing": "lam"}).space_of(LAW, 3).spacing.variable == "lam"
+    with pytest.raises(ValueError, match="spacing is one of uniform"):
+        config(space={"spacing": "leading"}).space_of(LAW, 3)
+    assert replace(config(space={"starts": [0]}).space_of(LAW, 3), nfe=2).starts == (0,)
