@@ -235,6 +235,11 @@ def overridden(
     return {**values, **said, **flag_values(flags), **key_values("--set", change)}
 
 
+def named_run(word: str, usual: str, flags: list[str]) -> tuple[str, list[str]]:
+    """The run that is named, and the flags; the `usual` one where the first word is a flag."""
+    return (usual, [word, *flags]) if word.startswith("-") else (word, flags)
+
+
 def listed(text: str | None) -> list[str] | None:
     """The items of a comma-separated option."""
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]

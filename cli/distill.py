@@ -23,6 +23,7 @@ from .console import (
     Out,
     Settings,
     listed,
+    named_run,
     network_of,
     overridden,
     print_table,
@@ -93,10 +94,7 @@ def table(
 
     Every setting is in docs/learned-tables.md; a YAML file in place of the run's name has them all.
     """
-    name, flags = run, context.args
-    if run.startswith("-"):
-        # The first word is a setting: no run was named.
-        name, flags = "tables", [run, *context.args]
+    name, flags = named_run(run, "tables", context.args)
     given = {
         "nfe": listed(nfe),
         "samples": samples,

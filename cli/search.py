@@ -28,6 +28,7 @@ from .console import (
     Settings,
     listed,
     model_of,
+    named_run,
     network_of,
     overridden,
     print_table,
@@ -73,19 +74,18 @@ def s3(
 
     Example: fewstep search s3 --nfe 4,5 --set minutes=30
     """
-    values = configs.read(configs.find("search/s3", run))
+    name, flags = named_run(run, "mnist-s3", context.args)
+    values = configs.read(configs.find("search/s3", name))
     if model is not None and model != values.get("model"):
         values["model"] = model
         # What a run says of features, tables and classes is about its own model.
         for ours in ("families", "measures"):
             values.pop(ours, None)
     given = {"nfe": listed(nfe), "strategy": strategy, "evaluations": evaluations}
-    config = configs.checked(
-        SearchConfig, overridden(values, given, context.args, change), "settings"
-    )
+    config = configs.checked(SearchConfig, overridden(values, given, flags, change), "settings")
     where = pick_device(device)
     processes = launched(where)
-    target = folder or Path("runs") / Path(run).stem
+    target = folder or Path("runs") / Path(name).stem
     check_shared(target, processes)
     loaded = model_of(config.model, where)
     bar = progress_bar(f"search, {loaded.name}") if processes.first else nullcontext(silent)

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 from fewstep import configs
-from fewstep.schedules import Placed
+from fewstep.schedules import Placed, VPDiscrete, betas
 from fewstep.search.grids import config_of
+from fewstep.search.s3 import SearchConfig
 
 from ..eval.models import tiny
 from .typed import run, wide  # noqa: F401 - a fixture
+
+LAW = VPDiscrete(betas())
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,29 @@ def test_what_is_wrong_is_said(tmp_path, pipe):
 def test_packaged_settings_are_good(name):
     path = configs.find("search/grid", name)
     assert config_of(configs.read(path), str(path)).method == name.partition("-")[0]
+
+
+def test_schedules_are_searched_and_sampled_with(tmp_path, pipe):
+    out = tmp_path / "found"
+    given = ("search", "s3", "--model", pipe, "--nfe", 2, "--evaluations", 6, "--samples", 3,
+             "--set", "first=6", "--validation", 2, "--finalists", 1, "--converged_steps", 3,
+             "--device", "cpu", "--out", out)  # fmt: skip
+    said = run(*given)
+    assert "the best schedules" in said
+    assert " 6 " in said
+    assert (out / "search-002.html").stat().st_size > 100
+    run("show", out, "--nfe", 2)
+    # Nothing is done again, but what was not.
+    assert " 7 " in run(*given, "--evaluations", 7, "--strategy", "random")
+    assert "did you mean strategy?" in run(*given, "--stratgy", "random", code=2)
+    assert "'predictor', 'evolution' or 'random'" in run(*given, "--strategy", "luck", code=2)
+
+
+@pytest.mark.parametrize("name", configs.names("search/s3"))
+def test_packaged_searches_are_good(name, monkeypatch, tmp_path):
+    # One names a file of prompts that is the user's.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    path = configs.find("search/s3", name)
+    config = configs.checked(SearchConfig, configs.read(path), str(path))
+    assert config.space_of(LAW, config.nfe[0]).nfe == config.nfe[0]
