@@ -140,8 +140,49 @@ class Bench:
 def beside(ours: float, theirs: float, name: str) -> list[str]:
     """Two numbers with their ratio, and whose the second is."""
     # At or below the reference's own there is nothing to be a ratio of.
-    ratio = f"{ours / theirs:.2f}" if theirs > 0 else ""
+    ratio = f"{ours / theirs:.2f}" if min(ours, theirs) > 0 else ""
     return [f"{ours:.4f}", f"{theirs:.4f}", ratio, name]
+
+
+def write(
+    options: argparse.Namespace,
+    bench: Bench,
+    wanted: list[int],
+    rows: list[str],
+    shown: list[Tensor],
+) -> None:
+    """Write the report of what there is so far: a run that is stopped leaves it."""
+    env = environment(bench.model.device)
+    names = " ".join(map(str, options.tables))
+    by = f" --judge {options.judge}" if options.judge else ""
+    heads = ["NFE", "table", "RMSE, learned", "best hand-made", "ratio", "which"]
+    heads += ["excess, learned", *heads[3:]]
+    judged = ""
+    if options.judge:
+        heads += ["by the judge, learned", "that hand-made"]
+        judged = f"; the judge is another classifier, which no table has seen ({bench.own[1]:.4f})"
+    lines = [
+        "# Learned tables beside hand-made solvers",
+        "",
+        f"`python benchmarks/learned_tables.py {names} --images {options.images}{by}`: "
+        f"the bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
+        "learned from. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
+        f"in {bench.features.name} features in excess of theirs ({bench.own[0]:.4f}), each beside "
+        f"the best of all deterministic solvers on all spacings by that measure{judged}.",
+        "",
+        f"![Rows: the converged samples, then for {', '.join(map(str, wanted))} evaluations those "
+        f"of the hand-made solver of the least RMSE and of the tables]({options.out.stem}.png)",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
+        *rows,
+        "",
+        f"Machine: {env['device']}, {env['threads']} threads, Python {env['python']}, "
+        f"torch {env['torch']}.",
+    ]
+    write_atomically(options.out, "\n".join(lines) + "\n")
+    pixels = torch.cat([quantise(each[:SHOWN]) for each in shown])
+    save_grid(pixels, options.out.with_suffix(".png"), len(shown[0][:SHOWN]))
 
 
 def main() -> None:
@@ -184,39 +225,8 @@ def main() -> None:
             rows.append(f"| {' | '.join(cells)} |")
             print(rows[-1], flush=True)
             shown.append(made)
-    env = environment(device)
-    names = " ".join(map(str, options.tables))
-    by = f" --judge {options.judge}" if options.judge else ""
-    heads = ["NFE", "table", "RMSE, learned", "best hand-made", "ratio", "which"]
-    heads += ["excess, learned", *heads[3:]]
-    judged = ""
-    if options.judge:
-        heads += ["by the judge, learned", "that hand-made"]
-        judged = f"; the judge is another classifier, which no table has seen ({bench.own[1]:.4f})"
-    picture = f"{options.out.stem}.png" if options.out else ""
-    lines = [
-        "# Learned tables beside hand-made solvers",
-        "",
-        f"`python benchmarks/learned_tables.py {names} --images {options.images}{by}`: "
-        f"the bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
-        "learned from. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
-        f"in {bench.features.name} features in excess of theirs ({bench.own[0]:.4f}), each beside "
-        f"the best of all deterministic solvers on all spacings by that measure{judged}.",
-        "",
-        f"![Rows: the converged samples, then for {', '.join(map(str, wanted))} evaluations those "
-        f"of the hand-made solver of the least RMSE and of the tables]({picture})",
-        "",
-        f"| {' | '.join(heads)} |",
-        f"|{' --- |' * len(heads)}",
-        *rows,
-        "",
-        f"Machine: {env['device']}, {env['threads']} threads, Python {env['python']}, "
-        f"torch {env['torch']}.",
-    ]
-    if options.out is not None:
-        write_atomically(options.out, "\n".join(lines) + "\n")
-        pixels = torch.cat([quantise(each[:SHOWN]) for each in shown])
-        save_grid(pixels, options.out.with_suffix(".png"), len(shown[0][:SHOWN]))
+            if options.out is not None:
+                write(options, bench, wanted, rows, shown)
 
 
 if __name__ == "__main__":

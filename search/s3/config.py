@@ -24,6 +24,10 @@ from ...schedules import Schedule
 from ...schedules.spacing import SPACINGS, Spacing, named
 from ..presets import PRESETS
 from ..space import Space
+from .predictor import FOLDS
+
+# Two for each of the predictor's folds.
+LEAST = 2 * FOLDS
 
 Strategy = Literal["predictor", "evolution", "random"]
 # What a run says of the space; law and NFE are the model's and the search's.
@@ -139,6 +143,8 @@ class SearchConfig(BaseModel):
         """Refuse seeds that there are not, and names of no spacing and of no tables."""
         if self.first_seed > SEEDS - self.samples - self.validation:
             raise ValueError(f"first_seed: seeds of all samples are from 0 to {SEEDS - 1}")
+        if self.strategy == "predictor" and self.first < LEAST < self.evaluations:
+            raise ValueError(f"first: a predictor learns from {LEAST} schedules at least")
         samplers.solver(self.solver)
         for name in self.spacings:
             named(name)

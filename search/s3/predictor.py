@@ -25,6 +25,8 @@ WIDTH = 64
 # How much better the better one of a pair is to score.
 MARGIN = 0.1
 MOST_WEIGHT = 5.0
+# Rankers, each without another part of what is known.
+FOLDS = 4
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 
 
@@ -126,7 +128,7 @@ class Predictor:
 
 
 def learn(
-    rows: Float, scores: Sequence[float], seed: int, *, folds: int = 4, epochs: int = 120
+    rows: Float, scores: Sequence[float], seed: int, *, folds: int = FOLDS, epochs: int = 120
 ) -> Predictor:
     """Train a predictor on tokens [B, N, F] and their true scores; reproducible by `seed`.
 

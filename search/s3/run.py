@@ -113,10 +113,15 @@ def explore(
             write_report(config, space.nfe, entries, folder)
         if spent(config, entries):
             return
+        pending = archive.pending(judge.key, space.nfe)
+        early = len(entries) + pending < config.first
+        if not early and pending and len(entries) < config.first:
+            # What others find of the first ones is to be known before any is bred.
+            time.sleep(PAUSE)
+            continue
         begun = time.process_time()
         stage = 1 + max((e.proposal.stage for e in entries if e.proposal.rank == processes.rank),
                         default=-1)  # fmt: skip
-        early = len(entries) + archive.pending(judge.key, space.nfe) < config.first
         rng = np.random.default_rng([config.seed, space.nfe, processes.rank, stage])
         proposals = propose(config, space, entries, stage, rng, early)
         most = min(config.first, config.evaluations) if early else config.evaluations

@@ -231,6 +231,7 @@ def test_two_processes_do_not_evaluate_the_same_twice(tmp_path):
         ({"first_seed": 2**32 - 50}, "first_seed"),
         ({"solver": "magic"}, "magic"),
         ({"strategy": "luck"}, "strategy"),
+        ({"first": 7}, "first: a predictor learns from 8"),
     ],
 )
 def test_mistakes_are_said(given, said):
