@@ -147,6 +147,9 @@ def mmd(
         # Another model has images of its own, and other images a judge and classes of theirs.
         for ours in ("judge", "labels"):
             values.pop(ours, None)
+        if model is not None:
+            # The run's table is of its own model.
+            values["solver"] = "unipc-3"
         said = configs.checked(ModelConfig, model or values.get("model"), run)
         values["model"] = said.model_copy(update={} if data is None else {"data": data})
     given = {"nfe": nfe, "solver": solver, "lora": lora}

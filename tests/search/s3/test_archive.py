@@ -78,6 +78,7 @@ def started(path):
     )
 
 
+@pytest.mark.slow
 def test_processes_share_and_what_a_dead_one_left_is_free(tmp_path):
     path = tmp_path / "archive.sqlite"
     both = [started(path) for _ in range(2)]

@@ -84,7 +84,7 @@ def test_it_is_reproducible_and_leaves_the_global_stream():
 def test_infinite_scores_are_the_worst_and_alike():
     known = drawn(60)
     scores = [math.inf if each.steps[0].prediction == "eps" else worth(each) for each in known]
-    predictor = learn(np.stack([tokens(each, SPACE) for each in known]), scores, 0)
+    predictor = learn(np.stack([tokens(each, SPACE) for each in known]), scores, 0, epochs=60)
     other = drawn(60, seed=1)
     guess = predictor(np.stack([tokens(each, SPACE) for each in other]))
     bad = np.array([each.steps[0].prediction == "eps" for each in other])
