@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fewstep
@@ -20,6 +21,14 @@ from pydantic import ValidationError
 from .problem import LAW, config, model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """A predictor that is trained for a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "learn", partial(module.learn, epochs=15))
+        yield
+
+
 def entries(folder, said=None, nfe=4):
     said = said or config()
     return Archive(folder / ARCHIVE).entries(judge_of(said, model(), folder).key, nfe)
@@ -30,7 +39,7 @@ def course(folder, said=None):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, quick):
     folder = tmp_path_factory.mktemp("whole")
     return folder, search(config(), model(), folder)
 
