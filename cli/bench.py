@@ -12,7 +12,7 @@ from .. import configs
 from ..eval import report as reports
 from ..eval.bench import BenchConfig, Run, check_plan, panels, plan, plural, prepare, run_bench
 from ..eval.evaluate import is_statistics
-from ..eval.models import load_model, pick_device
+from ..eval.models import configured, pick_device
 from ..eval.processes import launched
 from ..eval.progress import silent
 from ..eval.settings import ModelConfig
@@ -138,9 +138,7 @@ def print_plan(settings: BenchConfig, target: Path) -> None:
     """What would run: models are loaded and asked what they can do, and nothing else is."""
     total = 0
     for asked in settings.models:
-        model = load_model(
-            asked.id, "cpu", prompts=asked.prompts, call=asked.call, trust_pickle=asked.trust_pickle
-        )
+        model = configured(asked)
         check_plan(settings, asked.name, model)
         for panel in (each for each in panels(settings) if each.model == asked.name):
             cells = plan(settings, model.schedule, panel, settings.seeds[0])

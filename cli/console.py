@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 import yaml
 from rich.box import SIMPLE_HEAD
@@ -21,7 +20,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .. import schedules
-from ..eval.models import Model, NetworkModel, load_model, pick_device
+from ..eval.models import NetworkModel, configured, pick_device
 from ..eval.settings import ModelConfig
 
 out = Console()
@@ -245,21 +244,9 @@ def listed(text: str | None) -> list[str] | None:
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
 
 
-def model_of(config: ModelConfig, device: torch.device) -> Model:
-    """The model that settings ask for."""
-    return load_model(
-        config.id,
-        device,
-        dtype=config.dtype,
-        prompts=config.prompts,
-        call=config.call,
-        trust_pickle=config.trust_pickle,
-    )
-
-
 def network_of(config: ModelConfig, device: str) -> NetworkModel:
     """The model of a training, or of a search along its samples; ValueError if it is no network."""
-    loaded = model_of(config, pick_device(device))
+    loaded = configured(config, pick_device(device))
     if not isinstance(loaded, NetworkModel):
         raise ValueError(
             f"{config.id} is a whole pipeline with a loop of its own; this needs its network alone"

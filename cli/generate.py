@@ -11,7 +11,7 @@ import typer
 from .. import configs
 from ..eval.extractors import extractor
 from ..eval.generation import GenerateConfig, job_for, run_generate
-from ..eval.models import LabelRule, load_model, pick_device
+from ..eval.models import LabelRule, configured, pick_device
 from ..eval.processes import launched
 from ..eval.progress import silent
 from . import console
@@ -88,9 +88,7 @@ def generate(
     where = pick_device(device)
     processes = launched(where)
     features = tuple(extractor(each.id, where, **each.options) for each in config.extractors)
-    loaded = load_model(
-        model, where, dtype=dtype, prompts=config.model.prompts, trust_pickle=trust_pickle
-    )
+    loaded = configured(config.model, where)
     job = job_for(config, loaded, features)
     title = f"generate {count} images"
     with progress_bar(title) if processes.first else nullcontext(silent) as progress:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import configs
-from ..eval.models import pick_device
+from ..eval.models import configured, pick_device
 from ..eval.processes import check_shared, launched
 from ..eval.progress import silent
 from ..samplers.family import FAMILY
@@ -27,7 +27,6 @@ from .console import (
     Out,
     Settings,
     listed,
-    model_of,
     named_run,
     network_of,
     overridden,
@@ -87,7 +86,7 @@ def s3(
     processes = launched(where)
     target = folder or Path("runs") / Path(name).stem
     check_shared(target, processes)
-    loaded = model_of(config.model, where)
+    loaded = configured(config.model, where)
     bar = progress_bar(f"search, {loaded.name}") if processes.first else nullcontext(silent)
     with bar as progress:
         found = search(config, loaded, target, progress, processes)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 
+from ..schedules.grid import End
 from ..storage import digest, environment, read_json, write_arrays, write_json
 from .extractors import Extractor
 from .job import Job, numbers
@@ -17,7 +18,6 @@ from .progress import Counter, Progress, silent
 from .settings import (
     SEEDS,
     STRICT,
-    End,
     ExtractorConfig,
     ModelConfig,
     NoiseDevice,

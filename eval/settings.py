@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveInt,
     field_validator,
     model_validator,
@@ -20,15 +21,16 @@ from pydantic import (
 from .. import samplers
 from ..samplers.family import family_name, within
 from ..schedules import Grid, Schedule, VPLinear, grid
+from ..schedules.grid import End
 
 # A misspelt key is an error.
 STRICT = ConfigDict(extra="forbid", frozen=True)
-# Where grids end: in clean data, or at the least noise that the network knows.
-End = Literal["zero", "min"]
 # Where noise is drawn; see `samplers.noise`.
 NoiseDevice = Literal["cpu", "cuda"]
 # The streams of torch, and of EDM's script, repeat from there on.
 SEEDS = 2**32
+# Of those that belong to nobody else: a run never has as many samples.
+ROOM = 2**20
 LABEL = r"^[\w.+-]*$"
 
 
@@ -50,6 +52,21 @@ def rising(value: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(set(value)))
 
 
+def roomy(value: int) -> int:
+    """Refuse a first seed after which seeds would stand for the same noise."""
+    if value >= SEEDS - ROOM:
+        raise ValueError(f"must leave room for the samples below {SEEDS}, not {value}")
+    return value
+
+
+def there(value: str) -> str:
+    """Refuse a solver that there is not."""
+    return samplers.solver(value).name
+
+
+# Reports begin at 0: what decides about a sampler is not to be what it is measured by.
+FirstSeed = Annotated[NonNegativeInt, AfterValidator(roomy)]
+SolverName = Annotated[str, AfterValidator(there)]
 # Cheap ones first, so that a stopped run shows something of all.
 Evaluations = Annotated[
     tuple[PositiveInt, ...],

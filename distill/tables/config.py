@@ -11,13 +11,19 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
-from ... import samplers
 from ...eval.models import LabelRule
-from ...eval.settings import SEEDS, STRICT, Evaluations, ExtractorConfig, ModelConfig, Scales
+from ...eval.settings import (
+    STRICT,
+    Evaluations,
+    ExtractorConfig,
+    FirstSeed,
+    ModelConfig,
+    Scales,
+    SolverName,
+)
 from ...samplers.fit import Free
 from ...training import TrainingSettings, gathered
 from .gauss_newton import What
@@ -48,17 +54,17 @@ class TableConfig(BaseModel):
 
     model: ModelConfig = ModelConfig(id="mnist")
     nfe: Evaluations = (5,)
-    solver: str = "unipc-3"
+    solver: SolverName = "unipc-3"
     teacher_steps: PositiveInt = 64
     spacing: str = "uniform"
     samples: PositiveInt = 300
     held_out: PositiveInt = 100
     search: PositiveInt = 100
-    first_seed: NonNegativeInt = 2**31
+    first_seed: FirstSeed = 2**31
     labels: LabelRule = "balanced"
     guidance: Scales = (1.0,)
     degree: PositiveInt = 2
-    base: str = "unipc-3"
+    base: SolverName = "unipc-3"
     fitted: bool = True
     moves: NonNegativeInt = 25
     steps: NonNegativeInt = 6
@@ -87,20 +93,6 @@ class TableConfig(BaseModel):
                 f"{', '.join(told)}: of a descent, which there is only with max_train_steps"
             )
         return found
-
-    @field_validator("base")
-    @classmethod
-    def known(cls, value: str) -> str:
-        """Refuse a solver that there is not before anything is learned."""
-        return samplers.solver(value).name
-
-    @field_validator("first_seed")
-    @classmethod
-    def room(cls, value: int) -> int:
-        """Refuse seeds that stand for the same noise."""
-        if value >= SEEDS - 2**20:
-            raise ValueError(f"first_seed must leave room for the samples below {SEEDS}")
-        return value
 
     @property
     def scales(self) -> tuple[float, ...]:

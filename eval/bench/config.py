@@ -14,12 +14,12 @@ from pydantic import (
     model_validator,
 )
 
+from ...schedules.grid import End
 from ..models import LabelRule
 from ..score import MEASURES
 from ..settings import (
     SEEDS,
     STRICT,
-    End,
     Evaluations,
     ExtractorConfig,
     ModelConfig,

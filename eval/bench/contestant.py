@@ -12,7 +12,7 @@ import torch
 from ...storage import digest
 from ..evaluate import statistics_of
 from ..extractors import Extractor, Outputs, extractor
-from ..models import Model, label_rule, load_model, pick_device
+from ..models import Model, configured, label_rule, pick_device
 from ..processes import ALONE, Processes
 from ..progress import Progress, silent
 from ..score import check_measures, instruments
@@ -94,14 +94,7 @@ def prepare(
     """
     used = config.extractors if config.metrics else ()
     built = [extractor(each.id, device, **each.options) for each in used]
-    model = load_model(
-        asked.id,
-        device,
-        dtype=asked.dtype,
-        prompts=asked.prompts,
-        call=asked.call,
-        trust_pickle=asked.trust_pickle,
-    )
+    model = configured(asked, device)
     check_plan(config, asked.name, model)
     if isinstance(asked.statistics, dict):
         names = [each.name for each in built]

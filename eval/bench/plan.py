@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ... import samplers
 from ...schedules import Schedule, grid
+from ...schedules.grid import End
 from ...schedules.placed import spacing_name
-from ..settings import End, SolverConfig, table_within
+from ..settings import SolverConfig, table_within
 from .config import BenchConfig, ReferenceConfig
 
 

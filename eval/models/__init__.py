@@ -1,7 +1,7 @@
 """What can be sampled: networks and pipelines, by name, folder, file or hub id."""
 
 from .bundled import MODELS
-from .catalogue import load_model, pick_device
+from .catalogue import configured, load_model, pick_device
 from .draw import RULES, Draw, LabelRule, label_rule
 from .model import Model, NetworkModel, counting, in_batches
 from .networks import edm_model, unet_model
@@ -13,6 +13,7 @@ __all__ = [
     "LabelRule",
     "Model",
     "NetworkModel",
+    "configured",
     "counting",
     "edm_model",
     "in_batches",

@@ -11,6 +11,7 @@ import torch
 
 from ... import zoo
 from ...zoo.edm import EDMNetwork, load_edm, read_edm
+from ..settings import ModelConfig
 from .bundled import MODELS, digits
 from .model import Model
 from .networks import edm_model, placed, unet_model
@@ -69,6 +70,18 @@ def load_model(
     if isinstance(model.network, EDMNetwork) and kind != torch.float32:
         raise ValueError(f"{name}: networks of EDM compute in float32, not in {dtype}")
     return placed(model, kind, device)
+
+
+def configured(config: ModelConfig, device: torch.device | str = "cpu") -> Model:
+    """The model that settings ask for; see `load_model`."""
+    return load_model(
+        config.id,
+        device,
+        dtype=config.dtype,
+        prompts=config.prompts,
+        call=config.call,
+        trust_pickle=config.trust_pickle,
+    )
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, PositiveFloat, PositiveInt
 
-from ... import configs, samplers
+from ... import configs
 from ...eval.models import LabelRule
-from ...eval.settings import SEEDS, STRICT, End, Evaluations, ModelConfig
+from ...eval.settings import STRICT, Evaluations, FirstSeed, ModelConfig, SolverName
+from ...schedules.grid import End
 from .gits import GROWTH, TEACHER, Measure
 from .nonuniform import SOLVER
 
@@ -27,14 +28,8 @@ class NonUniformConfig(GridConfig):
     """DM-NonUniform: see `nonuniform`. Of the model, only the noise schedule matters."""
 
     method: Literal["dm"] = "dm"
-    solver: str = SOLVER
+    solver: SolverName = SOLVER
     power: PositiveFloat = 1.0
-
-    @field_validator("solver")
-    @classmethod
-    def known(cls, value: str) -> str:
-        """Refuse a solver that there is not."""
-        return samplers.solver(value).name
 
 
 class SampledConfig(GridConfig):
@@ -46,26 +41,12 @@ class SampledConfig(GridConfig):
 
     candidates: PositiveInt = 60
     spacing: str = "karras"
-    teacher: str = TEACHER
+    teacher: SolverName = TEACHER
     samples: PositiveInt = 256
-    first_seed: NonNegativeInt = 2**31
+    first_seed: FirstSeed = 2**31
     labels: LabelRule = "balanced"
     guidance: float = 1.0
     batch_size: PositiveInt = 64
-
-    @field_validator("teacher")
-    @classmethod
-    def known(cls, value: str) -> str:
-        """Refuse a solver that there is not."""
-        return samplers.solver(value).name
-
-    @field_validator("first_seed")
-    @classmethod
-    def room(cls, value: int) -> int:
-        """Refuse seeds that stand for the same noise."""
-        if value >= SEEDS - 2**20:
-            raise ValueError(f"first_seed must leave room for the samples below {SEEDS}")
-        return value
 
 
 class GITSConfig(SampledConfig):

@@ -19,6 +19,7 @@ from ...eval.progress import Progress, silent
 from ...eval.report import Picture, Section, Table, markdown, save_figure
 from ...schedules import Grid, Placed, grid
 from ...schedules.base import Float
+from ...schedules.grid import End
 from ...schedules.placed import SPACING
 from ...storage import (
     digest,
@@ -138,9 +139,9 @@ def chosen(measure: Measured, nfe: int) -> tuple[Placed, dict[str, Any]]:
 def nearest(candidates: Grid, nfe: int, spacing: str) -> tuple[int, ...] | None:
     """The candidates nearest to the nodes of a spacing; None if two of them fall together."""
     law, top = candidates.require_schedule(), candidates.nfe
-    end = "zero" if np.isposinf(candidates.lam[-1]) else "min"
+    end: End = "zero" if np.isposinf(candidates.lam[-1]) else "min"
     try:
-        nodes = grid(law, nfe, spacing, end=end)  # type: ignore[arg-type]
+        nodes = grid(law, nfe, spacing, end=end)
     except ValueError:
         # Some cannot begin at pure noise.
         return None

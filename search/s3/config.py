@@ -16,9 +16,15 @@ from pydantic import (
     model_validator,
 )
 
-from ... import samplers
 from ...eval.models import LabelRule
-from ...eval.settings import SEEDS, STRICT, Evaluations, ExtractorConfig, ModelConfig
+from ...eval.settings import (
+    STRICT,
+    Evaluations,
+    ExtractorConfig,
+    FirstSeed,
+    ModelConfig,
+    SolverName,
+)
 from ...samplers import is_family
 from ...schedules import Schedule
 from ...schedules.spacing import SPACINGS, Spacing, named
@@ -94,11 +100,10 @@ class SearchConfig(BaseModel):
     nfe: Evaluations = (5,)
     measures: tuple[Measure, ...] = Field((Measure(kind="rmse"),), min_length=1)
     samples: int = Field(256, ge=2)
-    # Reports begin at 0.
-    first_seed: NonNegativeInt = 2**31
+    first_seed: FirstSeed = 2**31
     labels: LabelRule = "balanced"
     guidance: NonNegativeFloat = 1.0
-    solver: str = "unipc-3"
+    solver: SolverName = "unipc-3"
     converged_steps: PositiveInt = 50
     spacing: str = "uniform"
     batch_size: PositiveInt = 64
@@ -140,12 +145,9 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def fits(self) -> Self:
-        """Refuse seeds that there are not, and names of no spacing and of no tables."""
-        if self.first_seed > SEEDS - self.samples - self.validation:
-            raise ValueError(f"first_seed: seeds of all samples are from 0 to {SEEDS - 1}")
+        """Refuse names of no spacing and of no tables, and too few schedules to learn from."""
         if self.strategy == "predictor" and self.first < LEAST < self.evaluations:
             raise ValueError(f"first: a predictor learns from {LEAST} schedules at least")
-        samplers.solver(self.solver)
         for name in self.spacings:
             named(name)
         wrong = [name for name in self.families if not is_family(name)]

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -103,24 +104,25 @@ def judge_of(
         raise ValueError(f"guidance {config.guidance:g}: {model.name} has no classes to guide")
     draw = Draw(seeds, labels, config.guidance)
     facts = [model.fingerprint, seeds.start, seeds.stop, config.labels, config.guidance]
-    exact = None
     if any(each.converged for each in config.measures):
-        table = samplers.build(
-            config.solver, grid(model.schedule, config.converged_steps, config.spacing)
-        )
+        nodes = grid(model.schedule, config.converged_steps, config.spacing)
+        table = samplers.build(config.solver, nodes)
         facts.append(table.to_dict())
-        exact = converged(model, table, draw, config.batch_size, folder, digest(*facts), progress)
+    key = digest(*facts)
+
+    @cache
+    def exact() -> Tensor:
+        return converged(model, table, draw, config.batch_size, folder, key, progress)
+
     parts = []
     for measure in config.measures:
         facts.append(measure.model_dump(mode="json"))
         if measure.features is None:
-            assert exact is not None
-            parts.append(Part(measure.kind, measure.weight, None, rmse_to(exact)))
+            parts.append(Part(measure.kind, measure.weight, None, rmse_to(exact())))
             continue
         built = extractor(measure.features.id, model.device, **measure.features.options)
         if measure.beside == "reference":
-            assert exact is not None
-            known = features_of(built, exact, config.batch_size)
+            known = features_of(built, exact(), config.batch_size)
             there, every = moments(known), known
         else:
             real = statistics_of(config.model, built, folder, config.batch_size, progress)

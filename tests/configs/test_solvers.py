@@ -8,7 +8,7 @@ from fewstep import load_family, samplers
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model
 from fewstep.schedules import grid
 
-SEEDS = range(16)
+SEEDS = range(8)
 
 
 @pytest.fixture(scope="module")

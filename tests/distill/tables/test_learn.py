@@ -250,7 +250,8 @@ def test_tables_of_all_kinds_of_models(tmp_path, make, spacing):
     model = make()
     changes = {"spacing": spacing, "features": "pixels", "train_batch_size": 8}
     learning = {"max_train_steps": 3, "learning_rate": 1e-3, "what": ["weights", "times", "labels"]}
-    found = learn_tables(config(nfe=[4], **changes, **learning), model, tmp_path)[4]
+    few = {"nfe": [4], "samples": 12, "search": 4, "teacher_steps": 12}
+    found = learn_tables(config(**few, **changes, **learning), model, tmp_path)[4]
     assert found.error <= found.peer_error
     assert found.table.grid.schedule == model.schedule
     draw = Draw(range(2), None if model.classes is None else torch.zeros(2, dtype=torch.long))

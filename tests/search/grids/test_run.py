@@ -109,7 +109,7 @@ def test_common_spacings_are_measured_at_the_nearest_candidates():
         ({"method": "ays", "growth": 1.1}, "growth: no such key"),
         ({"method": "gits", "nfe": 0}, "whole numbers from 1"),
         ({"method": "gits", "measure": "l3"}, "measure"),
-        ({"method": "gits", "first_seed": 2**32}, "first_seed must leave room"),
+        ({"method": "gits", "first_seed": 2**32}, "first_seed: must leave room"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(values, message):
