@@ -1,25 +1,25 @@
-"""Learned tables beside every hand-made solver on every spacing, on noises that nobody has seen.
+"""Learned or searched tables beside hand-made solvers on all spacings, on noises unseen before.
 
 python benchmarks/learned_tables.py TABLES .. [--nfe 3,4,5,6,8,10] [--images 2000]
-    [--judge CLASSIFIER] [--out FILE.md]
+    [--judge CLASSIFIER] [--solvers NAME,..] [--out FILE.md]
 
 TABLES are families of tables: names of those that come with fewstep, files, or folders of runs. The
-reference is UniPC-3 at 100 steps. All deterministic solvers run on all spacings with both ends
-at each NFE: on 32 noises first, then on 128 and 500 those that are best so far by RMSE to the
-reference, and those by the Frechet distance between its features and theirs (of the same noises, so
-that a few tell much); the rest on all. The Frechet distances of the report are those of the bundled
-classifier's features to 10,000 digits; the excess is over the reference's own on the same seeds.
-Tables may have been learned with these features: the judge is another classifier (a folder that
-`fewstep train mnist-classifier` left), by whose features the learned table and the hand-made one of
-the least distance are measured, too. FILE.png shows samples of the same noises, a row each: the
-reference's, and for each NFE those of the hand-made solver of the least RMSE and of the tables.
+reference is UniPC-3 at 100 steps. All deterministic solvers, or those of --solvers, run on all
+spacings with both ends at each NFE: on 32 noises first, then on 128 and 500 those that are best so
+far by RMSE to the reference, and those by the Frechet distance between its features and theirs (of
+the same noises, so that a few tell much); the rest on all. The Frechet distances of the report are
+those of the bundled classifier's features to 10,000 digits; the excess is over the reference's own
+on the same seeds. Tables may have been made with these features: the judge is another classifier (a
+folder that `fewstep train mnist-classifier` left), by whose features the table and the hand-made
+one of the least distance are measured, too. FILE.png shows samples of the same noises, a row each:
+the reference's, and for each NFE those of the hand-made solver of the least RMSE and of the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -42,15 +42,17 @@ SHOWN = 20
 STAGES = ((32, 24, 24), (128, 6, 8), (500, 2, 4))
 
 
-def hand_made(law: schedules.Schedule, nfe: int) -> Iterator[tuple[str, Tableau]]:
-    """Every deterministic solver on every spacing that takes exactly `nfe`, once each."""
+def hand_made(
+    law: schedules.Schedule, nfe: int, names: Sequence[str] | None = None
+) -> Iterator[tuple[str, Tableau]]:
+    """Every deterministic solver (of these) on every spacing that takes exactly `nfe`, once."""
     seen = set()
-    for solver in samplers.solvers():
+    for name in names or [each.name for each in samplers.solvers()]:
         for spacing in SPACINGS:
             for end in ("zero", "min"):
                 try:
                     table = samplers.build_within(
-                        solver.name,
+                        name,
                         nfe,
                         lambda n: grid(law, n, spacing, end=end),  # noqa: B023
                     )
@@ -59,7 +61,7 @@ def hand_made(law: schedules.Schedule, nfe: int) -> Iterator[tuple[str, Tableau]
                 key = (table.carry.tobytes(), table.weights.tobytes(), table.grid.time.tobytes())
                 if table.nfe == nfe and not table.stochastic and key not in seen:
                     seen.add(key)
-                    yield f"{solver.name}, {spacing}, end {end}", table
+                    yield f"{name}, {spacing}, end {end}", table
 
 
 def unlike(features: Extractor, samples: Tensor, others: Tensor) -> float:
@@ -119,9 +121,9 @@ class Bench:
         pairs = zip(self.distances(samples), self.own, strict=True)
         return [found - own for found, own in pairs]
 
-    def best(self, nfe: int) -> dict[str, Tensor]:
+    def best(self, nfe: int, solvers: Sequence[str] | None) -> dict[str, Tensor]:
         """The samples of the hand-made solvers that are nearest to the reference, or the data."""
-        left = dict(hand_made(self.model.schedule, nfe))
+        left = dict(hand_made(self.model.schedule, nfe, solvers))
         for images, near, like in STAGES:
             images = min(images, len(self.seeds))
             draw = Draw(self.seeds, self.labels).part(slice(images))
@@ -154,21 +156,26 @@ def write(
     """Write the report of what there is so far: a run that is stopped leaves it."""
     env = environment(bench.model.device)
     names = " ".join(map(str, options.tables))
-    by = f" --judge {options.judge}" if options.judge else ""
-    heads = ["NFE", "table", "RMSE, learned", "best hand-made", "ratio", "which"]
-    heads += ["excess, learned", *heads[3:]]
+    by = f" --nfe {options.nfe}" if options.nfe else ""
+    by += f" --judge {options.judge}" if options.judge else ""
+    among = "all deterministic solvers"
+    if options.solvers:
+        by += f" --solvers {','.join(options.solvers)}"
+        among = ", ".join(options.solvers)
+    heads = ["NFE", "table", "RMSE, table", "best hand-made", "ratio", "which"]
+    heads += ["excess, table", *heads[3:]]
     judged = ""
     if options.judge:
-        heads += ["by the judge, learned", "that hand-made"]
+        heads += ["by the judge, table", "that hand-made"]
         judged = f"; the judge is another classifier, which no table has seen ({bench.own[1]:.4f})"
     lines = [
-        "# Learned tables beside hand-made solvers",
+        "# Tables beside hand-made solvers",
         "",
         f"`python benchmarks/learned_tables.py {names} --images {options.images}{by}`: "
         f"the bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
-        "learned from. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
+        "made with. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
         f"in {bench.features.name} features in excess of theirs ({bench.own[0]:.4f}), each beside "
-        f"the best of all deterministic solvers on all spacings by that measure{judged}.",
+        f"the best of {among} on all spacings by that measure{judged}.",
         "",
         f"![Rows: the converged samples, then for {', '.join(map(str, wanted))} evaluations those "
         f"of the hand-made solver of the least RMSE and of the tables]({options.out.stem}.png)",
@@ -193,6 +200,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--judge", type=Path)
+    parser.add_argument("--solvers", type=lambda text: text.split(","))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -203,7 +211,7 @@ def main() -> None:
     bench = Bench(options.images, options.batch_size, device, options.judge)
     rows, shown = [], [bench.reference]
     for nfe in wanted:
-        theirs = bench.best(nfe)
+        theirs = bench.best(nfe, options.solvers)
         errors = {name: bench.rmse(each) for name, each in theirs.items()}
         excess = {name: bench.excess(each) for name, each in theirs.items()}
         nearest = min(errors, key=lambda name: errors[name])

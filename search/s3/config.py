@@ -81,10 +81,10 @@ class SearchConfig(BaseModel):
     """What a search looks for, and how long.
 
     For each NFE schedules of `space` (fields of `Space`) are scored in batches of `batch`, until
-    there are `evaluations` of them, or processors have worked for `minutes`. The score is the
-    weighted sum of `measures` of as many `samples`, from the seed `first_seed` on; converged
-    samples, where a measure takes them, are those of `solver` at `converged_steps` on `spacing`,
-    and `batch_size` samples go through the network at once.
+    there are `evaluations` of them, or processors worked for `minutes`, finalists included. The
+    score is the weighted sum of `measures` of as many `samples`, from the seed `first_seed` on;
+    converged samples, where a measure takes them, are those of `solver` at `converged_steps` on
+    `spacing`, and `batch_size` samples go through the network at once.
 
     The `first` schedules are half `presets` on `spacings`, beginning with those on the nodes of the
     tables `families`, and half drawn. Then the `strategy` proposes: "random" draws, "evolution"

@@ -149,9 +149,12 @@ def explore(
 
 
 def spent(config: SearchConfig, entries: list[Entry]) -> bool:
-    """Whether the budget of evaluations, or of time, is used up."""
+    """Whether the evaluations are used up, or the time: but for another batch and the finalists."""
+    if config.minutes is None or not entries:
+        return len(entries) >= config.evaluations
     seconds = sum(each.verdict.seconds for each in entries)
-    late = config.minutes is not None and seconds >= 60 * config.minutes
+    ahead = config.batch + config.finalists * config.validation / config.samples
+    late = seconds * (1 + ahead / len(entries)) > 60 * config.minutes
     return late or len(entries) >= config.evaluations
 
 

@@ -14,7 +14,7 @@ from fewstep import samplers
 from fewstep.search.s3 import run as module
 from fewstep.search.s3.archive import Archive
 from fewstep.search.s3.judge import judge_of
-from fewstep.search.s3.run import ARCHIVE, OF_TABLES, search, starts
+from fewstep.search.s3.run import ARCHIVE, OF_TABLES, search, spent, starts
 from fewstep.search.schedule import SolverSchedule
 from pydantic import ValidationError
 
@@ -154,7 +154,13 @@ def test_several_budgets_are_one_family(tmp_path):
 
 def test_time_is_a_budget_too(tmp_path):
     search(config(minutes=1e-9), model(), tmp_path)
-    assert len(entries(tmp_path)) == 4
+    known = entries(tmp_path)
+    assert len(known) == 4
+    # 16 evaluations of 10 seconds, another batch of 4, and 2 finalists of half the samples.
+    slow = [replace(e, verdict=replace(e.verdict, seconds=10.0)) for e in 4 * known]
+    said = {"batch": 4, "finalists": 2, "samples": 16, "validation": 8}
+    assert not spent(config(minutes=210 / 60 + 1e-9, **said), slow)
+    assert spent(config(minutes=210 / 60 - 1e-9, **said), slow)
 
 
 def test_it_may_start_from_tables(tmp_path):
