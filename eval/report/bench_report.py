@@ -16,7 +16,6 @@ from .panel import panel_sections
 from .points import panels_of, quantities
 from .tables import columns, to_csv
 
-PLOTTED = ("frechet/", "kernel/", "spatial/", "cmmd/", "rmse")
 # A Frechet distance of papers is of that many samples.
 USUAL = 50_000
 
