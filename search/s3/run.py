@@ -150,12 +150,16 @@ def explore(
 
 def spent(config: SearchConfig, entries: list[Entry]) -> bool:
     """Whether the evaluations are used up, or the time: but for another batch and the finalists."""
-    if config.minutes is None or not entries:
-        return len(entries) >= config.evaluations
+    return len(entries) >= config.evaluations or (
+        config.minutes is not None and used(config, entries, config.batch) > 60 * config.minutes
+    )
+
+
+def used(config: SearchConfig, entries: list[Entry], more: int = 0) -> float:
+    """Seconds of processors with all that is ahead: the finalists, and so many `more` schedules."""
     seconds = sum(each.verdict.seconds for each in entries)
-    ahead = config.batch + config.finalists * config.validation / config.samples
-    late = seconds * (1 + ahead / len(entries)) > 60 * config.minutes
-    return late or len(entries) >= config.evaluations
+    ahead = more + config.finalists * config.validation / config.samples
+    return seconds * (1 + ahead / max(len(entries), 1))
 
 
 def show(
@@ -175,7 +179,16 @@ def show(
         text += f", tau {tau:.2f}"
     if here:
         text += f", {60 * here / seconds:.0f}/min"
-    progress(len(entries), config.evaluations, text)
+    progress(*way(config, entries), text)
+
+
+def way(config: SearchConfig, entries: list[Entry]) -> tuple[int, int]:
+    """How far it is, and of how much: evaluations, or seconds where these end sooner."""
+    if config.minutes is not None and entries:
+        seconds, most = used(config, entries), 60 * config.minutes
+        if seconds / most > len(entries) / config.evaluations:
+            return min(round(seconds), round(most)), round(most)
+    return len(entries), config.evaluations
 
 
 def propose(
@@ -269,7 +282,7 @@ def best(
             "model, or lower the `gain` of the space"
         )
     for k in range(0, len(finalists), config.batch):
-        progress(len(entries), config.evaluations, f"NFE {space.nfe}, finalists")
+        progress(*way(config, entries), f"NFE {space.nfe}, finalists")
         part = [each.proposal for each in finalists[k : k + config.batch]]
         ours = archive.claim(last.key, space.nfe, part)
         verdicts = last([each.schedule.tableau(space.law) for each in ours]) if ours else []

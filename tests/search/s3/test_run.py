@@ -14,7 +14,7 @@ from fewstep import samplers
 from fewstep.search.s3 import run as module
 from fewstep.search.s3.archive import Archive
 from fewstep.search.s3.judge import judge_of
-from fewstep.search.s3.run import ARCHIVE, OF_TABLES, search, spent, starts
+from fewstep.search.s3.run import ARCHIVE, OF_TABLES, search, spent, starts, way
 from fewstep.search.schedule import SolverSchedule
 from pydantic import ValidationError
 
@@ -161,6 +161,9 @@ def test_time_is_a_budget_too(tmp_path):
     said = {"batch": 4, "finalists": 2, "samples": 16, "validation": 8}
     assert not spent(config(minutes=210 / 60 + 1e-9, **said), slow)
     assert spent(config(minutes=210 / 60 - 1e-9, **said), slow)
+    # 160 seconds, and 10 for the finalists.
+    assert way(config(minutes=200 / 60, evaluations=100, **said), slow) == (170, 200)
+    assert way(config(minutes=2000 / 60, evaluations=100, **said), slow) == (16, 100)
 
 
 def test_it_may_start_from_tables(tmp_path):
