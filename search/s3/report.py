@@ -20,7 +20,7 @@ from .config import SearchConfig
 # Kinds of origins, in the order of their colours; all else is a published solver.
 ORIGINS = ("drawn", "mutated", "crossed", "advised")
 PUBLISHED = "published"
-# Scores above this many times the median are drawn at the top.
+# Scores above this many times the median are drawn there.
 SHOWN = 2.0
 BEST = 5
 STEPS = [
@@ -53,7 +53,8 @@ def course(entries: Sequence[Entry]) -> Figure:
             axes.plot(
                 places[here], np.minimum(scores[here], top), "o", ms=4, color=colour, label=kind
             )
-    axes.plot(places, np.minimum.accumulate(scores), color="black", lw=1.4, label="best so far")
+    best = np.minimum(np.minimum.accumulate(scores), top)
+    axes.plot(places, best, color="black", lw=1.4, label="best so far")
     axes.set(xlabel="schedules evaluated", ylabel="score (less is better)")
     if len(finite) and finite.min() > 0:
         axes.set_yscale("log")
@@ -63,7 +64,7 @@ def course(entries: Sequence[Entry]) -> Figure:
         other = axes.twinx()
         other.plot(*zip(*taus, strict=True), color=GREY, lw=1, ls=":", label="tau")
         other.set(ylabel="Kendall's tau of the predictor (dotted)", ylim=(-0.1, 1))
-    axes.legend(loc="upper right", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(ORIGINS) + 3, fontsize=8)
     return figure
 
 

@@ -93,7 +93,18 @@ def test_processes_share_and_what_a_dead_one_left_is_free(tmp_path):
     both[1].communicate("\n")
 
 
-def test_who_is_alive(monkeypatch):
+def test_what_a_process_that_is_gone_had_claimed_is_free(tmp_path):
+    archive = Archive(tmp_path / "archive.sqlite")
+    archive.claim("judge", 4, proposals(3))
+    archive.finish("judge", {"k0": Verdict(1.0, {}, 1.0)})
+    with sqlite3.connect(archive.path) as connection:
+        connection.execute("update evaluations set owner = owner || '1'")
+    assert archive.pending("judge", 4) == 0
+    assert [each.key for each in archive.claim("judge", 4, proposals(3))] == ["k1", "k2"]
+    assert len(archive.entries("judge", 4)) == 1
+
+
+def test_who_is_alive():
     node, number, began = Archive(Path("x")).owner.rsplit("/", 2)
     assert alive(f"{node}/{number}/{began}", 1e9)
     # A later process of the same number.

@@ -58,6 +58,12 @@ def test_the_root_mean_square_is_to_the_converged_samples(tmp_path):
     gap = (samples() - exact).double().square().mean().sqrt()
     (verdict,) = judge([TABLE])
     assert verdict.score == verdict.numbers["rmse"] == pytest.approx(float(gap), rel=1e-6)
+    # The converged samples are kept, by what they depend on.
+    network = model()
+    network.network.register_forward_hook(lambda *_: pytest.fail("asked again"))
+    judge_of(config(), network, tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        judge_of(config(converged_steps=50), network, tmp_path)
     assert verdict.seconds > 0
     # The same again, with converged samples from the file.
     assert len(list((tmp_path / "reference").iterdir())) == 1
