@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from fewstep.eval.models import load_model
 from fewstep.eval.report import save_figure
 from fewstep.eval.report.plots import COLOURS
@@ -50,8 +51,8 @@ def courses(options: argparse.Namespace) -> tuple[Curves, Curves]:
                 }
             )
             found = search(config, model, options.runs / f"{strategy}-{seed}")[options.nfe]
-            scores = [each.verdict.score for each in found.entries]
-            seconds = [each.verdict.seconds for each in found.entries]
+            scores = [each.verdict.score for each in found.entries[: options.evaluations]]
+            seconds = [each.verdict.seconds for each in found.entries[: options.evaluations]]
             best.setdefault(strategy, []).append(np.minimum.accumulate(scores))
             spent.setdefault(strategy, []).append(np.cumsum(seconds))
             print(f"{strategy}, seed {seed}: {min(scores):.4f}, {sum(seconds):.0f} s", flush=True)
@@ -86,7 +87,7 @@ def picture(best: Curves) -> Figure:
 
 def report(options: argparse.Namespace, best: Curves, spent: Curves) -> str:
     """The numbers, as Markdown."""
-    env = environment("cpu")
+    env = environment(torch.device("cpu"))
     goals = best[RIVAL][:, -1]
     lines = [
         "# Strategies of a search",

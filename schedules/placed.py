@@ -102,7 +102,7 @@ class Placed:
                     f"for at {lam[-1]:.6g}; they were placed for a run that ends in clean data"
                 )
         low, high = schedule.lam([schedule.t_max, schedule.t_min])
-        inside = lam[:-1]
+        inside = lam if end == "min" else lam[:-1]
         bad = (inside < low - CLOSE) | (inside > high + CLOSE)
         if bad.any():
             k = int(bad.argmax())

@@ -55,4 +55,6 @@ class Ruler:
             y: Float = np.asarray(times, dtype=np.float64) - self.law.t_zero
         else:
             y = TRANSFORMS[variable][0](self.law.lam(times))
-        return np.log(y) if np.isinf(rho) else np.asarray(y ** (1 / rho))
+        # Clean data may be infinitely far.
+        with np.errstate(divide="ignore"):
+            return np.log(y) if np.isinf(rho) else np.asarray(y ** (1 / rho))

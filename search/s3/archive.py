@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -37,6 +38,11 @@ create table if not exists evaluations (
     primary key (judge, key)
 )
 """
+INSERT = (
+    "insert into evaluations (judge, key, nfe, schedule, origin, stage, rank, predicted, tau, "
+    "owner, claimed, place, score, numbers, seconds) "
+    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+)
 # Seconds that another process may hold the file, and that one elsewhere may be at an evaluation.
 BUSY, LEASE = 120.0, 3600.0
 
@@ -121,28 +127,37 @@ class Archive:
                 if most is not None and there + len(taken) >= most:
                     break
                 cursor = connection.execute(
-                    "insert or ignore into evaluations (judge, key, nfe, schedule, origin, "
-                    "stage, rank, predicted, tau, owner, claimed) "
-                    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        *(judge, each.key, nfe, json.dumps(each.schedule.to_dict()), each.origin),
-                        *(each.stage, each.rank, each.predicted, each.tau, self.owner, time.time()),
-                    ),
+                    INSERT + "on conflict (judge, key) do nothing",
+                    (*self.claimed(judge, nfe, each), None, None, None, None),
                 )
                 if cursor.rowcount:
                     taken.append(each)
         return taken
 
-    def finish(self, judge: str, found: Mapping[str, Verdict]) -> None:
-        """Write the verdicts of claimed schedules, by their keys."""
+    def finish(self, judge: str, nfe: int, found: Sequence[Entry]) -> None:
+        """Write verdicts, also on what was given to others as if this process were gone.
+
+        Of two verdicts on one schedule the first stays.
+        """
         with self.opened() as connection:
             (last,) = connection.execute("select max(place) from evaluations").fetchone()
-            for place, (key, each) in enumerate(found.items(), 1 + (last or 0)):
+            for place, each in enumerate(found, 1 + (last or 0)):
+                said = each.verdict
                 connection.execute(
-                    "update evaluations set place = ?, score = ?, numbers = ?, seconds = ? "
-                    "where judge = ? and key = ?",
-                    (place, each.score, json.dumps(dict(each.numbers)), each.seconds, judge, key),
+                    INSERT + "on conflict (judge, key) do update set place = excluded.place, "
+                    "score = excluded.score, numbers = excluded.numbers, "
+                    "seconds = excluded.seconds where place is null",
+                    (
+                        *self.claimed(judge, nfe, each.proposal),
+                        *(place, said.score, json.dumps(dict(said.numbers)), said.seconds),
+                    ),
                 )
+
+    def claimed(self, judge: str, nfe: int, each: Proposal) -> tuple[Any, ...]:
+        """What the archive says of a schedule that this process is at."""
+        said = json.dumps(each.schedule.to_dict())
+        why = (each.origin, each.stage, each.rank, each.predicted, each.tau)
+        return judge, each.key, nfe, said, *why, self.owner, time.time()
 
     def abandon(self) -> None:
         """Give back what this process has claimed and not finished."""
@@ -168,15 +183,15 @@ class Archive:
             for key, said, *rest, score, numbers, seconds in rows
         ]
 
-    def pending(self, judge: str, nfe: int) -> int:
-        """How many are claimed by living processes and not finished."""
+    def pending(self, judge: str, nfe: int) -> dict[str, int]:
+        """The keys of what living processes have claimed and not finished, with their stages."""
         with self.opened() as connection:
             self.free(connection)
-            (count,) = connection.execute(
-                "select count(*) from evaluations where judge = ? and nfe = ? and place is null",
+            rows = connection.execute(
+                "select key, stage from evaluations where judge = ? and nfe = ? and place is null",
                 (judge, nfe),
-            ).fetchone()
-        return int(count)
+            ).fetchall()
+        return dict(rows)
 
     def free(self, connection: sqlite3.Connection) -> None:
         """Give back the claims of processes that are gone."""

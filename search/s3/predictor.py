@@ -40,6 +40,8 @@ def tokens(schedule: SolverSchedule, space: Space) -> Float:
     table = schedule.tableau(space.law)
     owners = [step for step in schedule.steps for _ in range(1 + step.again)]
     shares = space.ruler.shares(np.minimum(table.grid.time, space.law.t_max))
+    # On some ways clean data is infinitely far.
+    shares[np.isposinf(shares)] = 1.0
     rows = []
     for n, step in enumerate(owners):
         newest = table.weights[n, n::-1][:REACH]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from ...eval.results import save_scheduler, write_card
 from ...samplers import Tableau
 from ...samplers.family import FAMILY
 from ...schedules import Grid, grid
-from ...schedules.grid import End
+from ...storage import read_json, write_json
 from ..presets import preset
 from ..space import Space
 from .archive import Archive, Entry, Proposal
@@ -30,7 +29,9 @@ from .judge import Judge, judge_of
 from .predictor import learn, tokens
 from .report import write_report
 
-ARCHIVE = "archive.sqlite"
+ARCHIVE, SETTINGS = "archive.sqlite", "search.json"
+# What may change from one call to the next: how much is looked for, and how it ends.
+FREE = {"nfe", "evaluations", "minutes", "batch_size", "finalists", "validation"}
 # What says of a start that its nodes are those of a table.
 OF_TABLES = "nodes of"
 # Seconds between looks at what other processes are at.
@@ -63,8 +64,10 @@ def search(
     Any number of processes may work on one folder, also started apart, and a call that was stopped
     goes on where it was: no schedule is evaluated twice, by any of them. In the folder: the
     archive, a family of tables, a scheduler that diffusers loads, a card, a report with the course
-    of the search. Raises ValueError for what the model cannot do.
+    of the search. Raises ValueError for what the model cannot do, and for a folder that holds a
+    search of other settings (but for `FREE`).
     """
+    check_same(config, model, folder)
     spaces = {nfe: config.space_of(model.schedule, nfe) for nfe in config.nfe}
     judges = []
     for each in (config, other_samples(config)):
@@ -86,6 +89,24 @@ def search(
         archive.abandon()
         raise
     return found
+
+
+def check_same(config: SearchConfig, model: Model, folder: Path) -> None:
+    """Note the settings in `folder`; ValueError if others are there: their finds would count."""
+    said = config.model_dump(mode="json", exclude={*FREE, "model"})
+    said["model"] = model.fingerprint
+    path = folder / SETTINGS
+    if not path.exists():
+        write_json(path, said)
+        return
+    known = read_json(path)
+    other = [key for key in said if known.get(key) != said[key]]
+    if other:
+        raise ValueError(
+            f"{folder} holds a search with other settings ("
+            + "; ".join(f"{key} {known.get(key)!r}, not {said[key]!r}" for key in other)
+            + "): give another --out, or remove it"
+        )
 
 
 def other_samples(config: SearchConfig) -> SearchConfig:
@@ -114,38 +135,41 @@ def explore(
         if spent(config, entries):
             return
         pending = archive.pending(judge.key, space.nfe)
-        early = len(entries) + pending < config.first
+        early = len(entries) + len(pending) < config.first
         if not early and pending and len(entries) < config.first:
             # What others find of the first ones is to be known before any is bred.
-            time.sleep(PAUSE)
+            wait(archive, judge.key, space.nfe, entries, pending)
             continue
         begun = time.process_time()
-        stage = 1 + max((e.proposal.stage for e in entries if e.proposal.rank == processes.rank),
-                        default=-1)  # fmt: skip
+        stage = 1 + max([-1, *pending.values(), *(each.proposal.stage for each in entries)])
         rng = np.random.default_rng([config.seed, space.nfe, processes.rank, stage])
-        proposals = propose(config, space, entries, stage, rng, early)
+        proposals = propose(config, space, entries, frozenset(pending), stage, rng, early)
         most = min(config.first, config.evaluations) if early else config.evaluations
         ours = archive.claim(
             judge.key, space.nfe, [replace(p, stage=stage, rank=processes.rank) for p in proposals],
             most,
         )  # fmt: skip
         if not ours:
-            if not proposals and not archive.pending(judge.key, space.nfe):
+            if not proposals and not pending:
                 # All that this space has was evaluated.
                 return
             # Others are at the rest; what they find is to be known first.
-            time.sleep(PAUSE)
+            wait(archive, judge.key, space.nfe, entries, pending)
             continue
         overhead = (time.process_time() - begun) / len(ours)
         verdicts = judge([each.schedule.tableau(space.law) for each in ours])
-        archive.finish(
-            judge.key,
-            {
-                each.key: replace(verdict, seconds=verdict.seconds + overhead)
-                for each, verdict in zip(ours, verdicts, strict=True)
-            },
-        )
+        found = (replace(each, seconds=each.seconds + overhead) for each in verdicts)
+        archive.finish(judge.key, space.nfe, [*map(Entry, ours, found)])
         here += len(ours)
+
+
+def wait(
+    archive: Archive, judge: str, nfe: int, entries: list[Entry], pending: Mapping[str, int]
+) -> None:
+    """Until others have finished something, or are at something else."""
+    done = len(entries)
+    while archive.pending(judge, nfe) == pending and len(archive.entries(judge, nfe)) == done:
+        time.sleep(PAUSE)
 
 
 def spent(config: SearchConfig, entries: list[Entry]) -> bool:
@@ -195,16 +219,17 @@ def propose(
     config: SearchConfig,
     space: Space,
     entries: list[Entry],
+    pending: frozenset[str],
     stage: int,
     rng: np.random.Generator,
     early: bool,
 ) -> list[Proposal]:
-    """What to evaluate next."""
+    """What to evaluate next, but for what others are at."""
     ranked = sorted(entries, key=lambda each: each.verdict.score)
     brood = Brood(
         space,
         [each.proposal.schedule for each in ranked],
-        frozenset(each.proposal.key for each in entries),
+        pending | {each.proposal.key for each in entries},
         config.parents,
         config.crossover,
     )
@@ -214,7 +239,7 @@ def propose(
         near = [each for each in known if f", {OF_TABLES} " in each[1][1]]
         rest = [each for each in known if each not in near]
         order = [*near, *(rest[k] for k in rng.permutation(len(rest)))]
-        made = dict(order[: config.batch // 2])
+        made = dict(order[: (config.batch + 1) // 2])
         made |= at_random(
             replace(brood, seen=brood.seen | made.keys()), config.batch - len(made), rng
         )
@@ -255,10 +280,10 @@ def starts(config: SearchConfig, space: Space) -> list[tuple[str, Made]]:
 def grids(config: SearchConfig, space: Space) -> Iterator[tuple[str, Grid]]:
     """The grids of as many nodes as there are evaluations, and what they are."""
     for name in config.families:
-        table = samplers.load_family(name).get(space.nfe)
+        table = samplers.load_family(name, config.guidance).get(space.nfe)
         if table is not None and table.grid.schedule == space.law and not table.grid.stage.any():
             yield f"{OF_TABLES} {name}", table.grid
-    for spacing, end in itertools.product(config.spacings, get_args(End)):
+    for spacing, end in itertools.product(config.spacings, dict.fromkeys(space.ends)):
         # Some need more nodes, or less noise at first.
         with suppress(ValueError):
             yield f"{spacing}, end {end}", grid(space.law, space.nfe, spacing, end=end)
@@ -281,17 +306,19 @@ def best(
             f"NFE {space.nfe}: none of {len(entries)} schedules gave finite samples; look at the "
             "model, or lower the `gain` of the space"
         )
-    for k in range(0, len(finalists), config.batch):
-        progress(*way(config, entries), f"NFE {space.nfe}, finalists")
-        part = [each.proposal for each in finalists[k : k + config.batch]]
-        ours = archive.claim(last.key, space.nfe, part)
-        verdicts = last([each.schedule.tableau(space.law) for each in ours]) if ours else []
-        keys = (each.key for each in ours)
-        archive.finish(last.key, dict(zip(keys, verdicts, strict=True)))
-    while archive.pending(last.key, space.nfe):
-        time.sleep(PAUSE)
     wanted = {each.proposal.key: each for each in finalists}
-    again = [e for e in archive.entries(last.key, space.nfe) if e.proposal.key in wanted]
+    again: list[Entry] = []
+    while len(again) < len(wanted):
+        for each in finalists:
+            progress(*way(config, entries), f"NFE {space.nfe}, finalists")
+            ours = archive.claim(last.key, space.nfe, [each.proposal])
+            verdicts = last([one.schedule.tableau(space.law) for one in ours]) if ours else []
+            archive.finish(last.key, space.nfe, [*map(Entry, ours, verdicts)])
+        known = archive.entries(last.key, space.nfe)
+        again = [each for each in known if each.proposal.key in wanted]
+        if len(again) < len(wanted):
+            # Others are at some, and may be stopped.
+            time.sleep(PAUSE)
     validated = min(again, key=lambda each: each.verdict.score)
     schedule = validated.proposal.schedule
     return Found(
@@ -306,18 +333,19 @@ def best(
 def write_result(
     config: SearchConfig, model: Model, found: Mapping[int, Found], folder: Path
 ) -> None:
-    """Write the family of tables, a scheduler, and the card."""
-    tables = {nfe: provided(config, model, nfe, each) for nfe, each in found.items()}
-    samplers.save_family(tables, folder / FAMILY)
+    """Write the family of tables with those found before, a scheduler, and the card."""
+    path = folder / FAMILY
+    before = samplers.load_family(path) if path.exists() else {}
+    tables = before | {nfe: provided(config, model, nfe, each) for nfe, each in found.items()}
+    samplers.save_family(tables, path)
     save_scheduler(getattr(model, "scheduler_config", None), tables, folder)
     measures = ", ".join(each.kind for each in config.measures)
-    rows = [
-        [
-            *(f"{nfe}", f"{each.entry.verdict.score:.4f}", f"{each.validated.verdict.score:.4f}"),
-            *(each.entry.proposal.origin, f"{len(each.entries)}", f"{each.seconds:.0f} s"),
-        ]
-        for nfe, each in found.items()
-    ]
+    rows = []
+    for nfe in sorted(tables):
+        said = tables[nfe].meta["searched"]
+        numbers = f"{said['score']:.4f}", f"{said['validated']:.4f}"
+        cost = f"{said['evaluations']}", f"{said['seconds']:.0f} s"
+        rows.append([f"{nfe}", *numbers, said["origin"], *cost])
     write_card(
         folder,
         f"Searched samplers for {model.name}",

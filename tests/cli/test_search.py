@@ -67,14 +67,15 @@ def test_schedules_are_searched_and_sampled_with(tmp_path, pipe):
     out = tmp_path / "found"
     given = ("search", "s3", "--model", pipe, "--nfe", 2, "--evaluations", 6, "--samples", 3,
              "--set", "first=6", "--validation", 2, "--finalists", 1, "--converged_steps", 3,
-             "--device", "cpu", "--out", out)  # fmt: skip
+             "--strategy", "random", "--device", "cpu", "--out", out)  # fmt: skip
     said = run(*given)
     assert "the best schedules" in said
     assert " 6 " in said
     assert (out / "search-002.html").stat().st_size > 100
     run("show", out, "--nfe", 2)
     # Nothing is done again, but what was not.
-    assert " 7 " in run(*given, "--evaluations", 7, "--strategy", "random")
+    assert " 7 " in run(*given, "--evaluations", 7)
+    assert "other settings (strategy" in run(*given, "--strategy", "evolution", code=2)
     assert "did you mean strategy?" in run(*given, "--stratgy", "random", code=2)
     assert "'predictor', 'evolution' or 'random'" in run(*given, "--strategy", "luck", code=2)
 

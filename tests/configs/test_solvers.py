@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 from fewstep import load_family, samplers
 from fewstep.eval.models import Draw, in_batches, label_rule, load_model
 from fewstep.schedules import grid
+from fewstep.search.schedule import SolverSchedule
 
 SEEDS = range(8)
 
@@ -46,6 +47,17 @@ def test_digits_come_nearer_than_by_any_common_solver(digits):
 
 def test_their_model_is_the_one_that_is_there(digits):
     model, _ = digits
-    for table in load_family("mnist-learned").values():
-        assert table.meta["learned"]["model"] == model.fingerprint
-        assert torch.isfinite(torch.tensor(table.weights)).all()
+    for name, how in (("mnist-learned", "learned"), ("mnist-s3", "searched")):
+        for table in load_family(name).values():
+            assert table.meta[how]["model"] == model.fingerprint
+            assert table.grid.schedule == model.schedule
+
+
+def test_searched_tables_are_those_of_their_schedules(digits):
+    model, _ = digits
+    for nfe, table in load_family("mnist-s3").items():
+        schedule = SolverSchedule.from_dict(table.meta["searched"]["schedule"])
+        again = schedule.tableau(model.schedule)
+        assert again.nfe == nfe
+        assert np.allclose(again.weights, table.weights, rtol=1e-9, atol=1e-12)
+        assert np.allclose(again.grid.time, table.grid.time, rtol=1e-12)

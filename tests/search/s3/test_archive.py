@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sqlite3
@@ -13,7 +12,7 @@ import fewstep
 import pytest
 from fewstep.search.presets import preset
 from fewstep.search.s3 import archive as module
-from fewstep.search.s3.archive import Archive, Proposal, Verdict, alive
+from fewstep.search.s3.archive import Archive, Entry, Proposal, Verdict, alive
 
 from .problem import LAW
 
@@ -32,15 +31,15 @@ def test_what_is_finished_comes_back_in_the_order_in_which_it_was(tmp_path):
     asked = proposals(3)
     assert archive.claim("judge", 4, asked) == asked
     assert archive.entries("judge", 4) == []
-    assert archive.pending("judge", 4) == 3
-    verdicts = {"k2": Verdict(0.5, {"rmse": 0.5}, 2.0), "k0": Verdict(float("inf"), {}, 1.0)}
-    archive.finish("judge", verdicts)
+    assert len(archive.pending("judge", 4)) == 3
+    verdicts = [Verdict(0.5, {"rmse": 0.5}, 2.0), Verdict(float("inf"), {}, 1.0)]
+    archive.finish("judge", 4, [*map(Entry, (asked[2], asked[0]), verdicts)])
     found = Archive(archive.path).entries("judge", 4)
     assert [each.proposal for each in found] == [asked[2], asked[0]]
-    assert [each.verdict for each in found] == [*verdicts.values()]
-    assert archive.pending("judge", 4) == 1
+    assert [each.verdict for each in found] == verdicts
+    assert len(archive.pending("judge", 4)) == 1
     archive.abandon()
-    assert archive.pending("judge", 4) == 0
+    assert len(archive.pending("judge", 4)) == 0
     assert archive.claim("judge", 4, asked) == asked[1:2]
 
 
@@ -86,7 +85,7 @@ def test_processes_share_and_what_a_dead_one_left_is_free(tmp_path):
     assert sorted(taken[0] + taken[1]) == sorted(f"k{k}" for k in range(60))
     archive = Archive(path)
     # Both live.
-    assert archive.pending("judge", 4) == 60
+    assert len(archive.pending("judge", 4)) == 60
     assert archive.claim("judge", 4, proposals(60)) == []
     both[0].communicate("\n")
     assert {each.key for each in archive.claim("judge", 4, proposals(60))} == {*taken[0]}
@@ -96,12 +95,24 @@ def test_processes_share_and_what_a_dead_one_left_is_free(tmp_path):
 def test_what_a_process_that_is_gone_had_claimed_is_free(tmp_path):
     archive = Archive(tmp_path / "archive.sqlite")
     archive.claim("judge", 4, proposals(3))
-    archive.finish("judge", {"k0": Verdict(1.0, {}, 1.0)})
+    archive.finish("judge", 4, [Entry(proposals(1)[0], Verdict(1.0, {}, 1.0))])
     with sqlite3.connect(archive.path) as connection:
         connection.execute("update evaluations set owner = owner || '1'")
-    assert archive.pending("judge", 4) == 0
+    assert len(archive.pending("judge", 4)) == 0
     assert [each.key for each in archive.claim("judge", 4, proposals(3))] == ["k1", "k2"]
     assert len(archive.entries("judge", 4)) == 1
+
+
+def test_a_verdict_on_what_was_given_to_others_counts(tmp_path):
+    archive = Archive(tmp_path / "archive.sqlite")
+    (asked,) = archive.claim("judge", 4, proposals(1))
+    archive.abandon()
+    archive.finish("judge", 4, [Entry(asked, Verdict(1.0, {}, 1.0))])
+    # Whoever was at it meanwhile is late.
+    archive.finish("judge", 4, [Entry(asked, Verdict(2.0, {}, 1.0))])
+    (entry,) = archive.entries("judge", 4)
+    assert (entry.proposal, entry.verdict.score) == (asked, 1.0)
+    assert archive.pending("judge", 4) == {}
 
 
 def test_who_is_alive():
@@ -118,19 +129,19 @@ def test_who_is_alive():
 def test_a_batch_is_written_as_a_whole_or_not_at_all(tmp_path):
     archive = Archive(tmp_path / "archive.sqlite")
     archive.claim("judge", 4, proposals(2))
-    broken = {"k0": Verdict(1.0, {}, 1.0), "k1": Verdict(1.0, {"rmse": object()}, 1.0)}
+    bad = [Verdict(1.0, {}, 1.0), Verdict(1.0, {"rmse": object()}, 1.0)]
+    broken = [*map(Entry, proposals(2), bad)]
     with pytest.raises(TypeError):
-        archive.finish("judge", broken)
+        archive.finish("judge", 4, broken)
     assert archive.entries("judge", 4) == []
     with pytest.raises(sqlite3.ProgrammingError):
         archive.claim("judge", 4, [*proposals(1, 7), replace(proposals(1, 8)[0], stage=[1])])
-    assert archive.pending("judge", 4) == 2
+    assert len(archive.pending("judge", 4)) == 2
 
 
 def test_schedules_go_through_json(tmp_path):
     archive = Archive(tmp_path / "archive.sqlite")
     archive.claim("judge", 4, proposals(1))
-    archive.finish("judge", {"k0": Verdict(1.0, {}, 1.0)})
+    archive.finish("judge", 4, [Entry(proposals(1)[0], Verdict(1.0, {}, 1.0))])
     (entry,) = archive.entries("judge", 4)
     assert entry.proposal.schedule == SCHEDULE
-    assert json.dumps(entry.proposal.schedule.to_dict())

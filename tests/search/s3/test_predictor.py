@@ -6,6 +6,7 @@ import fewstep
 import numpy as np
 import pytest
 import torch
+from fewstep.schedules import SPACINGS
 from fewstep.search.presets import preset
 from fewstep.search.s3.predictor import WAVES, hinge, learn, tokens
 from fewstep.search.space import Space
@@ -34,6 +35,13 @@ def test_tokens_have_one_row_for_each_of_the_table():
     assert np.isfinite(np.stack(rows)).all()
     for schedule, each in zip(drawn(40), rows, strict=True):
         assert (each[0] == 0).all() == (not schedule.free_start)
+
+
+@pytest.mark.parametrize("spacing", ["lam", "exponential"])
+def test_tokens_are_finite_where_clean_data_is_infinitely_far(spacing):
+    space = Space(LAW, 5, SPACINGS[spacing])
+    rng = np.random.default_rng(0)
+    assert all(np.isfinite(tokens(space.drawn(rng), space)).all() for _ in range(8))
 
 
 def test_tokens_tell_decisions_and_times_apart():

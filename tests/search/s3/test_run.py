@@ -9,12 +9,22 @@ from functools import partial
 from pathlib import Path
 
 import fewstep
+import numpy as np
 import pytest
 from fewstep import samplers
 from fewstep.search.s3 import run as module
 from fewstep.search.s3.archive import Archive
 from fewstep.search.s3.judge import judge_of
-from fewstep.search.s3.run import ARCHIVE, OF_TABLES, search, spent, starts, way
+from fewstep.search.s3.run import (
+    ARCHIVE,
+    OF_TABLES,
+    other_samples,
+    propose,
+    search,
+    spent,
+    starts,
+    way,
+)
 from fewstep.search.schedule import SolverSchedule
 from pydantic import ValidationError
 
@@ -51,7 +61,8 @@ def test_the_budget_is_spent_on_different_schedules(whole):
     assert {each.proposal.schedule.nfe for each in known} == {4}
     origins = [each.proposal.origin for each in known]
     assert origins.count("advised") == 8
-    assert {"drawn", "ddim, uniform, end zero"} & {*origins}
+    assert origins.count("drawn") == 6
+    assert sum(", end " in each for each in origins) == 6
     assert found[4].entries == tuple(known)
     assert [each.proposal.stage for each in known] == [k // 4 for k in range(20)]
     assert all((each.proposal.tau is None) == (each.proposal.stage < 3) for each in known)
@@ -150,6 +161,48 @@ def test_several_budgets_are_one_family(tmp_path):
     found = search(said, model(), tmp_path)
     assert {nfe: each.nfe for nfe, each in samplers.load_family(tmp_path).items()} == {2: 2, 3: 3}
     assert [*found] == [2, 3]
+
+
+def test_a_folder_gathers_what_goes_together(tmp_path):
+    few = {"evaluations": 8, "first": 8, "finalists": 1}
+    for nfe in (3, 2):
+        search(config(nfe=nfe, **few), model(), tmp_path)
+    assert [*samplers.load_family(tmp_path)] == [2, 3]
+    card = (tmp_path / "README.md").read_text()
+    assert "\n| 2 | " in card
+    assert "\n| 3 | " in card
+    with pytest.raises(ValueError, match="strategy 'predictor', not 'random'"):
+        search(config(strategy="random", **few), model(), tmp_path)
+
+
+def test_finalists_that_another_gives_back_are_judged_here(tmp_path, monkeypatch):
+    """The other claims them all, and is stopped while this one waits."""
+    said = config(evaluations=8, first=8, finalists=2)
+    found = search(said, model(), tmp_path)[4]
+    judge = judge_of(other_samples(said), model(), tmp_path)
+    archive = Archive(tmp_path / ARCHIVE)
+    with archive.opened() as connection:
+        connection.execute("delete from evaluations where judge = ?", (judge.key,))
+    ranked = sorted(found.entries, key=lambda each: each.verdict.score)[:2]
+    archive.claim(judge.key, 4, [each.proposal for each in ranked])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: archive.abandon())
+    again = search(said, model(), tmp_path)[4]
+    assert again.validated.proposal.key == found.validated.proposal.key
+    assert len(archive.entries(judge.key, 4)) == 2
+
+
+def test_what_others_are_at_is_not_proposed(tmp_path):
+    said = config()
+    space = said.space_of(LAW, 4)
+
+    def proposed(pending):
+        return {
+            each.key
+            for each in propose(said, space, [], pending, 0, np.random.default_rng(0), True)
+        }
+
+    first = proposed(frozenset())
+    assert len(first) == len(proposed(frozenset(first)) - first) == 4
 
 
 def test_time_is_a_budget_too(tmp_path):
