@@ -94,7 +94,8 @@ def report(options: argparse.Namespace, best: Curves, spent: Curves) -> str:
         "",
         f"`python benchmarks/search_strategies.py {options.runs} --nfe {options.nfe} --samples "
         f"{options.samples} --evaluations {options.evaluations} --seeds "
-        f"{','.join(map(str, options.seeds))}`: searches for a sampler of {options.nfe} "
+        f"{','.join(map(str, options.seeds))} --strategies {','.join(best)}`: "
+        f"searches for a sampler of {options.nfe} "
         f"evaluations of the bundled digits; the score is the RMSE of {options.samples} samples to "
         "the converged ones. `goal` is the mean of the best scores that evolution has in the end, "
         "`goal of the seed` that of the search of the same seed.",
