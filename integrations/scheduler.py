@@ -164,7 +164,11 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> Tensor:
         """What pipelines multiply standard noise with to start a run."""
-        return torch.tensor(starting_scale(self.config, float(self.sigmas.max())))
+        first = None
+        if self._plan is not None and self.config["tableau"] is not None:
+            node = self._plan.table.grid.nodes[0]
+            first = node.alpha, node.sigma
+        return torch.tensor(starting_scale(self.config, float(self.sigmas.max()), first))
 
     @property
     def order(self) -> int:

@@ -52,18 +52,20 @@ def training_nodes(config: Config) -> tuple[Float, Float]:
     return labels, np.append(nsr, 0.0)
 
 
-def starting_scale(config: Config, largest: float) -> float:
+def starting_scale(
+    config: Config, largest: float, first: tuple[float, float] | None = None
+) -> float:
     """The deviation of the state that a run starts from, `largest` its sigma.
 
-    Classes whose states are x0 + sigma eps start from sigma, or from that of noise and data
-    together where their first node may be short of the noisiest level.
+    As diffusers has it: 1, or for classes whose states are x0 + sigma eps sigma, or that of noise
+    and data together where their first node may be short of the noisiest level. So is that of
+    tables, with (alpha, sigma) of their `first` node, which may be anywhere.
     """
     family = FAMILIES[config["like"]]
-    if family.law == "edm":
-        return float(np.hypot(config["sigma_max"], 1.0))
     if not family.scaled:
-        return 1.0
+        usual = (1.0, config["sigma_max"]) if family.law == "edm" else (0.0, 1.0)
+        return float(np.hypot(*(first or usual)))
     short = config.get("timestep_spacing") == "leading"
-    if config.get("tableau") is not None:
+    if first is not None:
         short = largest < 0.999 * level_ratios(levels(config), family.placement.floor)[-1]
     return float(np.hypot(largest, 1.0)) if short else largest

@@ -7,7 +7,7 @@ import fewstep
 import numpy as np
 import pytest
 import torch
-from fewstep import TableauScheduler, samplers
+from fewstep import TableauScheduler, samplers, schedules
 from fewstep.integrations.families import FAMILIES
 
 from .peers import SD, finish, network, start
@@ -139,3 +139,26 @@ def test_a_time_that_comes_twice_is_the_same_for_steps_and_noise():
     noised = scheduler.add_noise(torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([t]))
     sigma = scheduler.sigmas[twice + 1]
     torch.testing.assert_close(noised[0, 0], sigma / (1 + sigma**2).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("like", "law"),
+    [
+        ("DDIMScheduler", None),
+        ("EulerDiscreteScheduler", None),
+        ("EDMEulerScheduler", schedules.EDM()),
+        ("FlowMatchEulerDiscreteScheduler", schedules.FlowMatching()),
+    ],
+)
+def test_a_table_that_begins_late_starts_from_noise_and_data_of_there(like, law):
+    """Whatever the form, the state is alpha x0 + sigma eps; x0 and eps of deviation 1."""
+    law = law or samplers.from_diffusers_config(SD)[0]
+    late = fewstep.grid(law, 8, "uniform").tail(3)
+    config = SD if like in ("DDIMScheduler", "EulerDiscreteScheduler") else {}
+    scheduler = TableauScheduler(
+        like=like, **config, tableau=samplers.build("ddim", late).to_dict()
+    )
+    scheduler.set_timesteps(5)
+    x0, eps = torch.randn(2, 1000, 100, generator=torch.Generator().manual_seed(0))
+    noised = scheduler.add_noise(x0, eps, scheduler.timesteps[:1].expand(1000))
+    assert float(scheduler.init_noise_sigma) == pytest.approx(float(noised.std()), rel=0.01)
