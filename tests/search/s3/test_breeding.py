@@ -70,7 +70,7 @@ def test_children_are_of_the_best_only():
 
 
 def test_a_used_up_space_gives_what_there_is():
-    tiny = Space(LAW, 1, marks=3, predictions=("x0",), ends=("zero",), late=0.0)
+    tiny = Space(LAW, 1, marks=3, predictions=("x0",), ends=("zero",))
     rng = np.random.default_rng(0)
     found = at_random(brood(1, tiny), 5, rng)
     assert found == {}

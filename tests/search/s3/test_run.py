@@ -240,7 +240,7 @@ def replace_config(said, **changes):
 
 
 def test_a_used_up_space_ends_the_search(tmp_path):
-    tiny = {"marks": 4, "order": 1, "predictions": ["x0"], "late": 0.0, "ends": ["zero"],
+    tiny = {"marks": 4, "order": 1, "predictions": ["x0"], "ends": ["zero"],
             "corrections": ["none"]}  # fmt: skip
     said = config(nfe=2, space=tiny, strategy="evolution", presets=["ddim"], finalists=1)
     search(said, model(), tmp_path)
