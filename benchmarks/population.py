@@ -102,8 +102,8 @@ def report(population: int, samples: int, nfe: int, repeats: int) -> str:
         tables = [each.tableau(model.schedule) for each in make(space, population)]
         (slow, fast), (all_of, asked), difference = measured(model, tables, draw, repeats)
         lines.append(
-            f"| {make.__name__}{where} | {slow:.1f} | {fast:.1f} | {slow / fast:.2f} | {asked} | {all_of} "
-            f"| {difference:.0e} |"
+            f"| {make.__name__}{where} | {slow:.1f} | {fast:.1f} | {slow / fast:.2f} | {asked} "
+            f"| {all_of} | {difference:.0e} |"
         )
     return "\n".join([*lines, ""])
 

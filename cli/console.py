@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from typer.core import TyperGroup
 
-from .. import schedules
+from .. import configs, schedules
 from ..eval.models import NetworkModel, configured, pick_device
 from ..eval.settings import ModelConfig
 
@@ -232,6 +232,36 @@ def overridden(
     """Settings with those of options, flags and --set in their place."""
     said = {key: value for key, value in given.items() if value is not None}
     return {**values, **said, **flag_values(flags), **key_values("--set", change)}
+
+
+def run_settings(
+    kind: str, run: str, model: str | None = None, own: Sequence[str] = (), data: str | None = None
+) -> dict[str, Any]:
+    """The settings of a run, for another model or other images of it if these are named.
+
+    Runs that come with fewstep go without those that are for their `own` model and images, and
+    say so; files keep all of theirs.
+    """
+    path = configs.find(kind, run)
+    values = configs.read(path)
+    model = None if model == values.get("model") else model
+    if model is data is None:
+        return values
+    left = [key for key in own if key in values and path.parent == configs.packaged(kind)]
+    if left:
+        err.print(
+            f"note: {run} has {', '.join(left)} for its own model and images, and goes without; a "
+            "file of settings or --set gives yours",
+            highlight=False,
+            soft_wrap=True,
+        )
+    values = {key: each for key, each in values.items() if key not in left}
+    if model is not None:
+        values["model"] = model
+    if data is not None:
+        said = configs.checked(ModelConfig, values.get("model"), run)
+        values["model"] = said.model_copy(update={"data": data})
+    return values
 
 
 def named_run(word: str, usual: str, flags: list[str]) -> tuple[str, list[str]]:

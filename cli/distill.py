@@ -10,7 +10,6 @@ import typer
 from .. import configs
 from ..distill.tables import TableConfig, learn_tables
 from ..eval.models import pick_device
-from ..eval.settings import ModelConfig
 from ..samplers.family import FAMILY
 from . import console
 from .app import app
@@ -28,6 +27,7 @@ from .console import (
     overridden,
     print_table,
     progress_bar,
+    run_settings,
 )
 
 group = typer.Typer(
@@ -142,16 +142,8 @@ def mmd(
     # Here, because trainers take seconds to import.
     from ..distill.mmd import MMDConfig, finetune
 
-    values = configs.read(configs.find("distill/mmd", run))
-    if model is not None or data is not None:
-        # Another model has images of its own, and other images a judge and classes of theirs.
-        for ours in ("judge", "labels"):
-            values.pop(ours, None)
-        if model is not None:
-            # The run's table is of its own model.
-            values["solver"] = "unipc-3"
-        said = configs.checked(ModelConfig, model or values.get("model"), run)
-        values["model"] = said.model_copy(update={} if data is None else {"data": data})
+    own = ("judge", "labels") if model is None else ("judge", "labels", "solver")
+    values = run_settings("distill/mmd", run, model, own, data)
     given = {"nfe": nfe, "solver": solver, "lora": lora}
     config = configs.checked(MMDConfig, overridden(values, given, context.args, change), "settings")
     target = folder or Path("runs") / Path(run).stem
@@ -196,8 +188,8 @@ def lsd(
     # Here, because trainers take seconds to import.
     from ..distill.lsd import LSDConfig, learn_jumps, token_model
 
-    given = {"model": model, "nfe": listed(nfe), "objective": objective}
-    values = configs.read(configs.find("distill/lsd", run))
+    given = {"nfe": listed(nfe), "objective": objective}
+    values = run_settings("distill/lsd", run, model)
     config = configs.checked(LSDConfig, overridden(values, given, context.args, change), "settings")
     target = folder or Path("runs") / Path(run).stem
     loaded = token_model(config.model, pick_device(device))
@@ -225,12 +217,7 @@ def learn(
     folder: Path | None,
 ) -> None:
     """Learn tables as a run says, and print how they do."""
-    values = configs.read(configs.find("distill/table", run))
-    if model is not None and model != values.get("model"):
-        values["model"] = model
-        # What a run says of features is about its own model.
-        for each in ("features", "likeness"):
-            values.pop(each, None)
+    values = run_settings("distill/table", run, model, ("features", "likeness"))
     config = configs.checked(TableConfig, overridden(values, given, flags, change), "settings")
     target = folder or Path("runs") / Path(run).stem
     loaded = network_of(config.model, device)

@@ -32,6 +32,7 @@ from .console import (
     overridden,
     print_table,
     progress_bar,
+    run_settings,
 )
 
 group = typer.Typer(
@@ -46,7 +47,7 @@ def s3(
     context: typer.Context,
     run: Annotated[
         str,
-        typer.Argument(help="mnist-s3, cifar10-edm, cifar10-ddpm, sd-s3, or a YAML file."),
+        typer.Argument(help=f"{', '.join(configs.names('search/s3'))}, or a YAML file."),
     ] = "mnist-s3",
     model: ModelName = None,
     nfe: Evaluations = None,
@@ -74,12 +75,7 @@ def s3(
     Example: fewstep search s3 --nfe 4,5 --set minutes=30
     """
     name, flags = named_run(run, "mnist-s3", context.args)
-    values = configs.read(configs.find("search/s3", name))
-    if model is not None and model != values.get("model"):
-        values["model"] = model
-        # What a run says of features, tables and classes is about its own model.
-        for ours in ("families", "measures"):
-            values.pop(ours, None)
+    values = run_settings("search/s3", name, model, ("families", "measures", "space"))
     given = {"nfe": listed(nfe), "strategy": strategy, "evaluations": evaluations}
     config = configs.checked(SearchConfig, overridden(values, given, flags, change), "settings")
     where = pick_device(device)
@@ -142,9 +138,8 @@ def grid(
     Then: fewstep bench mnist --nfe 4,6,8 --spacings uniform,runs/gits, fewstep sample --spacing
     runs/gits, or in Python fewstep.grid(schedule, 6, "runs/gits"). docs/grids.md says more.
     """
-    path = configs.find("search/grid", run)
-    given = {"model": model, "nfe": listed(nfe)}
-    config = config_of(overridden(configs.read(path), given, context.args, change), str(path))
+    values = run_settings("search/grid", run, model)
+    config = config_of(overridden(values, {"nfe": listed(nfe)}, context.args, change), run)
     loaded = network_of(config.model, device)
     target = folder or Path("runs") / Path(run).stem
     with progress_bar(f"nodes for {loaded.name}") as progress:

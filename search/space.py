@@ -97,7 +97,7 @@ class Space:
             )
         if self.late is not None and not self.late < 0:
             raise ValueError(
-                f"space: late is a lam below 0, where there is more noise than data, got {self.late}"
+                f"space: late is a lam below 0, of more noise than data, got {self.late}"
             )
         # For its errors, which should not wait for the first schedule.
         Ruler(self.law, self.spacing)

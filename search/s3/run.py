@@ -278,11 +278,26 @@ def starts(config: SearchConfig, space: Space) -> list[tuple[str, Made]]:
 
 
 def grids(config: SearchConfig, space: Space) -> Iterator[tuple[str, Grid]]:
-    """The grids of as many nodes as there are evaluations, and what they are."""
+    """The grids of as many nodes as there are evaluations, and what they are.
+
+    Families may lack some of the evaluations asked for. Raises ValueError for one that lacks all,
+    or is for another noise schedule, or takes several evaluations a step.
+    """
     for name in config.families:
-        table = samplers.load_family(name, config.guidance).get(space.nfe)
-        if table is not None and table.grid.schedule == space.law and not table.grid.stage.any():
-            yield f"{OF_TABLES} {name}", table.grid
+        tables = samplers.load_family(name, config.guidance)
+        if not {*config.nfe} & {*tables}:
+            raise ValueError(
+                f"families: {name} holds tables of {', '.join(map(str, tables))} evaluations, and "
+                f"the search is for {', '.join(map(str, config.nfe))}"
+            )
+        table = tables.get(space.nfe)
+        if table is None:
+            continue
+        if table.grid.schedule != space.law:
+            raise ValueError(f"families: {name} is not on the noise schedule of the model")
+        if table.grid.stage.any():
+            raise ValueError(f"families: {name} has several evaluations a step; its nodes are none")
+        yield f"{OF_TABLES} {name}", table.grid
     for spacing, end in itertools.product(config.spacings, dict.fromkeys(space.ends)):
         # Some need more nodes, or less noise at first.
         with suppress(ValueError):

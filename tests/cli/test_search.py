@@ -69,6 +69,7 @@ def test_schedules_are_searched_and_sampled_with(tmp_path, pipe):
              "--set", "first=6", "--validation", 2, "--finalists", 1, "--converged_steps", 3,
              "--strategy", "random", "--device", "cpu", "--out", out)  # fmt: skip
     said = run(*given)
+    assert "mnist-s3 has families, measures, space for its own model" in said
     assert "the best schedules" in said
     assert " 6 " in said
     assert (out / "search-002.html").stat().st_size > 100
@@ -78,6 +79,15 @@ def test_schedules_are_searched_and_sampled_with(tmp_path, pipe):
     assert "other settings (strategy" in run(*given, "--strategy", "evolution", code=2)
     assert "did you mean strategy?" in run(*given, "--stratgy", "random", code=2)
     assert "'predictor', 'evolution' or 'random'" in run(*given, "--strategy", "luck", code=2)
+
+
+def test_a_file_keeps_what_it_says_of_a_model(tmp_path, pipe):
+    """Only runs that come with fewstep are of a model of their own."""
+    (tmp_path / "mine.yaml").write_text(
+        "families: [mnist-learned]\nsamples: 3\nmeasures: [{kind: rmse, weight: 2}]\n"
+    )
+    said = run("search", "s3", tmp_path / "mine.yaml", "--model", pipe, "--nfe", 2, code=2)
+    assert "families: mnist-learned holds tables of 3, 4, 5, 6, 8, 10 evaluations" in said
 
 
 @pytest.mark.parametrize("name", configs.names("search/s3"))

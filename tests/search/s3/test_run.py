@@ -228,11 +228,28 @@ def test_it_may_start_from_tables(tmp_path):
     assert first[0].times == tuple(nodes.time)
     search(replace_config(said, evaluations=8), model(), tmp_path)
     assert entries(tmp_path)[0].proposal.schedule == first[0]
-    # Tables of another law are none to start from.
-    other = fewstep.grid(fewstep.schedules.VPLinear(), 4)
-    samplers.save_family({4: samplers.build("ddim", other)}, tmp_path / "other.json")
-    said = config(families=[str(tmp_path / "other.json")])
-    assert not any(OF_TABLES in each[1] for _, each in starts(said, said.space_of(LAW, 4)))
+
+
+def test_tables_that_are_none_to_start_from_are_refused(tmp_path):
+    nodes = fewstep.grid(LAW, 4, "lam", end="min")
+    tables = {
+        "has no": {4: samplers.build("ddim", nodes)},
+        "law": {3: samplers.build("ddim", fewstep.grid(fewstep.schedules.VPLinear(), 3))},
+        "stages": {3: samplers.build("heun", fewstep.grid(LAW, 2))},
+    }
+    for name, table in tables.items():
+        samplers.save_family(table, tmp_path / f"{name}.json")
+    for name, said in (
+        ("has no", "holds tables of 4 evaluations, and the search is for 3"),
+        ("law", "not on the noise schedule"),
+        ("stages", "several evaluations a step"),
+    ):
+        wanted = config(nfe=3, families=[str(tmp_path / f"{name}.json")])
+        with pytest.raises(ValueError, match=said):
+            starts(wanted, wanted.space_of(LAW, 3))
+    # One that has some of the budgets serves for these.
+    some = config(nfe=[3, 4], families=[str(tmp_path / "has no.json")])
+    assert not any(OF_TABLES in each[1] for _, each in starts(some, some.space_of(LAW, 3)))
 
 
 def replace_config(said, **changes):
