@@ -78,7 +78,7 @@ def statistics_of(
     if asked.data is None:
         raise ValueError(
             f"model {asked.name}: say what its samples are compared with, as `data: IMAGES` or "
-            f"`statistics: {{{built.name}: FILE}}`; or `metrics: []` for errors and times alone"
+            f"`statistics: {{{built.name}: FILE}}`; errors and times need neither"
         )
     images = open_images(asked.data)
     mark = digest(images.identity, facts_of(built))

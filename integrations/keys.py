@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from ..samplers.diffusers_model import NAMES
@@ -218,12 +219,14 @@ def resolved(own: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def written_spacing(spacing: str | Mapping[str, Any]) -> str | dict[str, Any]:
+def written_spacing(spacing: str | Path | Placed | Mapping[str, Any]) -> str | dict[str, Any]:
     """A spacing as a config holds it: a name, or the nodes of a file; ValueError for neither."""
     found = named_spacing(spacing)
     if isinstance(found, Placed):
         return found.to_dict()
-    return str(spacing)
+    if not isinstance(spacing, str):
+        raise ValueError(f"spacing: a config holds a name or placed nodes, got {spacing!r}")
+    return spacing
 
 
 def check_values(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:

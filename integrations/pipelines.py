@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..samplers import Tableau, is_family, load_family
+from ..schedules import Placed
 from .families import FAMILIES
 from .keys import NODE_KEYS, replaced_keys
 from .placement import sigma_spacing
@@ -19,7 +20,7 @@ def use(
     pipe: Any,
     solver: str | Tableau | Path | Mapping[str, Any],
     *,
-    spacing: str | Mapping[str, Any] | None = None,
+    spacing: str | Path | Placed | Mapping[str, Any] | None = None,
     nfe: int | None = None,
     guidance: float | None = None,
     verbose: bool = True,
@@ -39,7 +40,7 @@ def use(
         of one (also as text), a name of `samplers.families()`, or a mapping from numbers of
         evaluations to tables or paths.
     spacing
-        A name of `schedules.SPACINGS` in place of the nodes, or the path of placed ones.
+        A name of `schedules.SPACINGS` in place of the nodes, or placed ones or their path.
     nfe
         Network evaluations of a run at most, whatever number of steps the pipeline asks for. Text
         to image only: pipelines that begin late count in the steps that they asked for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -107,7 +108,7 @@ def discrete_times(
 def grid(
     schedule: Schedule,
     nfe: int,
-    spacing: str | Spacing | Placed = "karras",
+    spacing: str | Path | Spacing | Placed = "karras",
     *,
     end: End = "zero",
     t_max: float | None = None,
@@ -147,7 +148,7 @@ def grid(
         raise ValueError(f"grid: end must be 'zero' or 'min', got {end!r}")
     start = schedule.t_max if t_max is None else t_max
     stop = schedule.t_min if t_min is None else t_min
-    rule = named(spacing) if isinstance(spacing, str) else spacing
+    rule = named(spacing)
     begun, counted = {"t_max": t_max, "rho": rho}, {"multistep": multistep, "offset": offset}
     given = begun if isinstance(rule, str) else counted
     if isinstance(rule, Placed):
@@ -192,20 +193,24 @@ def grid(
     return Grid.from_times(schedule, np.append(times, schedule.t_zero) if end == "zero" else times)
 
 
-def named(spacing: str | Mapping[str, Any]) -> Spacing | Placed | str:
+def named(spacing: str | Path | Spacing | Placed | Mapping[str, Any]) -> Spacing | Placed | str:
     """The preset of that name in any case, or the name of a rule of `RULES`.
 
-    Or nodes that were placed: of a path to them, or of what is in such a file. ValueError lists all
-    names.
+    Or nodes that were placed: of a path to them, or of what is in such a file. What is a spacing
+    already stays. ValueError lists all names.
     """
-    if not isinstance(spacing, str):
+    if isinstance(spacing, Spacing | Placed):
+        return spacing
+    if isinstance(spacing, Mapping):
         return Placed.from_dict(spacing)
-    name = spacing.lower()
+    if isinstance(spacing, Path):
+        return Placed.load(spacing)
+    name = str(spacing).lower()
     if name in RULES:
         return name
     if name in SPACINGS:
         return SPACINGS[name]
-    if is_placed(spacing):
+    if isinstance(spacing, str) and is_placed(spacing):
         return Placed.load(spacing)
     names = ", ".join([*SPACINGS, *RULES])
     raise ValueError(

@@ -85,10 +85,18 @@ def pair_sums(kernel: Kernel, y: Tensor) -> tuple[Tensor, Tensor]:
     return every, own
 
 
-def kernel_sums(kernel: Kernel, x: Tensor, y: Tensor, blocks: Tensor, count: int) -> Sums:
+def kernel_sums(
+    kernel: Kernel,
+    x: Tensor,
+    y: Tensor,
+    blocks: Tensor,
+    count: int,
+    within: tuple[Tensor, Tensor] | None = None,
+) -> Sums:
     """The sums over all pairs of x [N, D] and y [M, D], block `blocks`[i] < `count` for x[i].
 
-    Rows are taken 1024 at a time, so that memory is linear in N and M.
+    `within` is `pair_sums` of y, where it is known. Rows are taken 1024 at a time, so that memory
+    is linear in N and M.
     """
     member = torch.nn.functional.one_hot(blocks, count).to(x)
     xx, xy, x_diagonal = x.new_zeros(count, count), x.new_zeros(count), x.new_zeros(count)
@@ -97,7 +105,7 @@ def kernel_sums(kernel: Kernel, x: Tensor, y: Tensor, blocks: Tensor, count: int
         xx += member[rows].T @ (matrix @ member)
         x_diagonal += member[rows].T @ matrix.gather(1, rows[:, None])[:, 0]
         xy += member[rows].T @ kernel(x[rows], y).sum(1)
-    return Sums(xx, x_diagonal, xy, *pair_sums(kernel, y), member.sum(0), len(y))
+    return Sums(xx, x_diagonal, xy, *(within or pair_sums(kernel, y)), member.sum(0), len(y))
 
 
 class KernelDistance(StoredFeatures):

@@ -8,7 +8,7 @@ import platform
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,20 +95,20 @@ class Archive:
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
-        """A connection within one transaction that no other process writes in."""
+        """A connection within one transaction that no other process writes in.
+
+        Raises OSError where the file is none, or cannot be written.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
         try:
-            connection.execute("begin immediate")
-            connection.execute(SCHEMA)
-            yield connection
-            connection.execute("commit")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("rollback")
-            raise
-        finally:
-            connection.close()
+            # Closing it takes back what was not committed.
+            with closing(sqlite3.connect(self.path, BUSY, isolation_level=None)) as connection:
+                connection.execute("begin immediate")
+                connection.execute(SCHEMA)
+                yield connection
+                connection.execute("commit")
+        except sqlite3.Error as error:
+            raise OSError(f"archive {self.path}: {error}") from error
 
     def claim(
         self, judge: str, nfe: int, proposals: Sequence[Proposal], most: int | None = None

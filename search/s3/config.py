@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -27,7 +29,7 @@ from ...eval.settings import (
 )
 from ...samplers import is_family
 from ...schedules import Schedule
-from ...schedules.spacing import SPACINGS, Spacing, named
+from ...schedules.spacing import SPACINGS, named
 from ..presets import PRESETS
 from ..space import Space
 from .predictor import FOLDS
@@ -38,6 +40,9 @@ LEAST = 2 * FOLDS
 Strategy = Literal["predictor", "evolution", "random"]
 # What a run says of the space; law and NFE are the model's and the search's.
 OPEN = tuple(each.name for each in fields(Space) if each.name not in ("law", "nfe"))
+# Of what kind each is; a way is said by its name.
+KINDS: dict[str, Any] = {**get_type_hints(Space), "spacing": Literal[tuple(SPACINGS)]}
+PARTS = {name: TypeAdapter[Any](KINDS[name]) for name in OPEN}
 
 
 class Measure(BaseModel):
@@ -128,11 +133,17 @@ class SearchConfig(BaseModel):
     @field_validator("space")
     @classmethod
     def known(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Refuse what a space has not."""
+        """Refuse what a space has not, and values of other kinds than its own."""
         wrong = [key for key in value if key not in OPEN]
         if wrong:
             raise ValueError(f"no such part {wrong[0]!r}; there is {', '.join(OPEN)}")
-        return value
+        said = {}
+        for key, each in value.items():
+            try:
+                said[key] = PARTS[key].validate_python(each)
+            except ValidationError as error:
+                raise ValueError(f"{key}: {error.errors()[0]['msg']}, got {each!r}") from error
+        return said
 
     @field_validator("presets")
     @classmethod
@@ -157,14 +168,7 @@ class SearchConfig(BaseModel):
 
     def space_of(self, law: Schedule, nfe: int) -> Space:
         """The space of one NFE; ValueError for choices that leave no schedule."""
-        said: dict[str, Any] = {
-            key: tuple(each) if isinstance(each, list) else each for key, each in self.space.items()
-        }
-        if isinstance(said.get("spacing"), str):
-            spacing = named(said["spacing"])
-            if not isinstance(spacing, Spacing):
-                raise ValueError(
-                    f"space: spacing is one of {', '.join(SPACINGS)}, got {said['spacing']!r}"
-                )
-            said["spacing"] = spacing
+        said = {**self.space}
+        if "spacing" in said:
+            said["spacing"] = SPACINGS[said["spacing"]]
         return Space(law, nfe, **said)

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ... import samplers
-from ...eval.evaluate import statistics_of
+from ...eval.evaluate import outputs_of, statistics_of
 from ...eval.extractors import Extractor, extractor
 from ...eval.images import quantise
 from ...eval.metrics import Moments, frechet_distance, moments
-from ...eval.metrics.kernel import pair_sums, polynomial
+from ...eval.metrics.kernel import kernel_sums, pair_sums, polynomial
 from ...eval.models import Draw, Model, NetworkModel, in_batches, label_rule
 from ...eval.progress import Progress, silent
 from ...eval.score import members
+from ...eval.sources import in_memory
 from ...samplers import Tableau
 from ...schedules import grid
 from ...storage import digest, read_arrays, write_arrays
@@ -147,24 +148,24 @@ def converged(
     key: str,
     progress: Progress,
 ) -> Tensor:
-    """The samples of a table, kept in `folder`."""
-    path = folder / "reference" / f"{key}.npz"
-    found = read_arrays(path, key)
-    if found is not None:
-        return torch.from_numpy(found["images"])
-    rows = range(0, len(draw.seeds), batch_size)
+    """The samples of a table, kept in `folder` batch by batch."""
     parts = []
-    for first in rows:
-        parts.append(in_batches(model, table, draw.part(slice(first, first + batch_size))))
-        progress(first, len(draw.seeds), "converged samples")
-    images = torch.cat(parts)
-    write_arrays(path, key, {"images": images.numpy()})
-    return images
+    for first in range(0, len(draw.seeds), batch_size):
+        name = f"{key}-{batch_size}-{first}"
+        path = folder / "reference" / f"{name}.npz"
+        found = read_arrays(path, name)
+        if found is None:
+            part = draw.part(slice(first, first + batch_size))
+            found = {"images": in_batches(model, table, part, batch_size).numpy()}
+            write_arrays(path, name, found)
+            progress(first, len(draw.seeds), "converged samples")
+        parts.append(torch.from_numpy(found["images"]))
+    return torch.cat(parts)
 
 
 def features_of(built: Extractor, images: Tensor, batch_size: int) -> Tensor:
     """Features of images in [-1, 1], rounded as files are, float32 [N, D] on the CPU."""
-    return torch.cat([built(quantise(each)).features.cpu() for each in images.split(batch_size)])
+    return outputs_of(in_memory("samples", quantise(images)), built, batch_size).features
 
 
 def rmse_to(exact: Tensor) -> Callable[[Tensor], float]:
@@ -187,16 +188,11 @@ def frechet_to(there: Moments) -> Callable[[Tensor], float]:
 def kernel_to(every: Tensor) -> Callable[[Tensor], float]:
     """The unbiased squared MMD of KID's kernel to these features, over all pairs."""
     real = every.double()
-    own = alike(real)
+    within = pair_sums(polynomial, real)
 
     def distance(features: Tensor) -> float:
-        x = features.double()
-        return alike(x) + own - 2 * float(polynomial(x, real).mean())
+        one = torch.zeros(len(features), dtype=torch.int64)
+        sums = kernel_sums(polynomial, features.double(), real, one, 1, within)
+        return sums.mmd2(unbiased=True)
 
     return distance
-
-
-def alike(x: Tensor) -> float:
-    """The mean of the kernel over all pairs of two different ones of x [N, D]."""
-    every, own = pair_sums(polynomial, x)
-    return float(every - own) / (len(x) * (len(x) - 1))

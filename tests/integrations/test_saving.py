@@ -114,6 +114,12 @@ def test_placed_nodes_are_saved_with_the_scheduler(tmp_path):
     nodes = fewstep.grid(law, 4, "quadratic")
     fewstep.schedules.Placed.of(nodes).save(tmp_path / "run" / "spacing.json")
     scheduler = TableauScheduler(**SD, solver="unipc-3", spacing=str(tmp_path / "run"))
+    for given in (tmp_path / "run", fewstep.schedules.Placed.of(nodes)):
+        assert (
+            TableauScheduler(**SD, spacing=given).config["spacing"] == scheduler.config["spacing"]
+        )
+    with pytest.raises(ValueError, match="a config holds a name or placed nodes"):
+        TableauScheduler(**SD, spacing=fewstep.schedules.SPACINGS["karras"])
     (tmp_path / "run" / "spacing.json").unlink()
     scheduler.save_pretrained(tmp_path)
     again = TableauScheduler.from_pretrained(tmp_path)

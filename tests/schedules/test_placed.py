@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fewstep.schedules import EDM, Placed, VPLinear, grid
 from fewstep.schedules.placed import spacing_name
+from fewstep.schedules.spacing import named
 
 from .laws import LAWS
 
@@ -110,6 +111,7 @@ def test_files_and_folders_are_spacings_by_name(tmp_path):
     assert (data["lam"]["2"][0], data["lam"]["2"][-1]) == ("-inf", "inf")
     for path in ("runs/mine", "runs/mine/spacing.json", "ours.json"):
         assert Placed.load(tmp_path / path) == placed
+        assert named(tmp_path / path) == placed
         assert (grid(law, 5, str(tmp_path / path)).lam == grid(law, 5, placed).lam).all()
     assert spacing_name(str(tmp_path / "runs" / "mine")) == "mine"
     assert spacing_name(str(tmp_path / "runs" / "mine" / "spacing.json")) == "mine"

@@ -103,6 +103,7 @@ def test_ends_can_be_chosen():
         ({"nfe": 2.5}, "whole number"),
         ({"end": "nowhere"}, "end"),
         ({"spacing": "kerras"}, "unknown spacing 'kerras'.*karras"),
+        ({"spacing": 5}, "unknown spacing 5; choose one of uniform"),
         ({"spacing": "leading"}, "VPDiscrete, not VPLinear"),
         ({"t_max": 1.5}, "time 1.5 is outside"),
         ({"t_min": np.nan}, "time nan is outside"),

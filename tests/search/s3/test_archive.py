@@ -134,7 +134,7 @@ def test_a_batch_is_written_as_a_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         archive.finish("judge", 4, broken)
     assert archive.entries("judge", 4) == []
-    with pytest.raises(sqlite3.ProgrammingError):
+    with pytest.raises(OSError, match="parameter 6"):
         archive.claim("judge", 4, [*proposals(1, 7), replace(proposals(1, 8)[0], stage=[1])])
     assert len(archive.pending("judge", 4)) == 2
 
@@ -145,3 +145,11 @@ def test_schedules_go_through_json(tmp_path):
     archive.finish("judge", 4, [Entry(proposals(1)[0], Verdict(1.0, {}, 1.0))])
     (entry,) = archive.entries("judge", 4)
     assert entry.proposal.schedule == SCHEDULE
+
+
+def test_a_file_that_is_no_archive_is_said(tmp_path):
+    (tmp_path / "notes.txt").write_text("no database" * 100)
+    with pytest.raises(OSError, match=r"archive .*notes\.txt: file is not a database"):
+        Archive(tmp_path / "notes.txt").entries("judge", 3)
+    with pytest.raises(OSError, match="archive"):
+        Archive(tmp_path).entries("judge", 3)

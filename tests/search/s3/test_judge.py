@@ -72,6 +72,24 @@ def test_the_root_mean_square_is_to_the_converged_samples(tmp_path):
     assert again([TABLE])[0].score == verdict.score
 
 
+def test_converged_samples_that_are_stopped_go_on(tmp_path):
+    said = config(samples=10, batch_size=4)
+    whole = judge_of(said, model(), tmp_path / "whole")([TABLE])[0]
+
+    def stopping(done, of, what):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_of(said, model(), tmp_path, stopping)
+    asked = []
+    network = model()
+    network.network.register_forward_hook(lambda _, given, __: asked.append(len(given[0])))
+    judge = judge_of(said, network, tmp_path)
+    assert {*asked} == {2}
+    assert judge([TABLE])[0].score == whole.score
+
+
 @pytest.mark.parametrize("beside", ["data", "reference"])
 def test_distances_are_between_features(tmp_path, rows, beside):
     asked = [
