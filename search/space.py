@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, get_args
 
 import numpy as np
 
+from ..samplers import Tableau
 from ..schedules import Schedule, Spacing
 from ..schedules.base import Float
 from ..schedules.grid import End
@@ -141,12 +142,16 @@ class Space:
         """
         return self.tame(lambda: self._crossed(one, other, rng))
 
+    def table(self, schedule: SolverSchedule) -> Tableau:
+        """The tableau of a schedule of this space; of the last thousand it is made once."""
+        return table_of(schedule, self.law)
+
     def tame(self, make: Callable[[], SolverSchedule]) -> SolverSchedule:
         """The first of what `make` gives within `gain`; of `TRIES` the one of the least."""
         found = []
         for _ in range(TRIES):
             schedule = make()
-            gain = np.abs(schedule.tableau(self.law).weights).sum(1).max()
+            gain = np.abs(self.table(schedule).weights).sum(1).max()
             if gain <= self.gain:
                 return schedule
             found.append((gain, schedule))
@@ -322,3 +327,9 @@ class Space:
         if predictor == step.predictor and there and kind == correction_of(step):
             return step
         return stepped(prediction, predictor, kind)
+
+
+@lru_cache(maxsize=1000)
+def table_of(schedule: SolverSchedule, law: Schedule) -> Tableau:
+    """`SolverSchedule.tableau`, remembered: a child is looked at several times before it is one."""
+    return schedule.tableau(law)

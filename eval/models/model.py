@@ -22,7 +22,8 @@ class Model(Protocol):
 
     `network` is what NFE counts the evaluations of, `schedule` the law that grids are made on,
     `shape` that of the noise of one sample, and labels run from 0 to `classes` - 1 (None: there are
-    none). `fingerprint` identifies all weights, and what is made of the outputs.
+    none). `fingerprint` identifies all weights, and what is made of the outputs; `scheduler_config`
+    is that of the diffusers scheduler that it came with, if any.
     """
 
     @property
@@ -39,6 +40,8 @@ class Model(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def scheduler_config(self) -> Mapping[str, Any] | None: ...  # noqa: D102
 
     def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
         """Run `table` on one batch: float32 [B, C, H, W] about [-1, 1], on the model's device.

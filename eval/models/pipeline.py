@@ -95,6 +95,13 @@ class PipelineModel:
         ]
         return fingerprint(nn.ModuleDict(parts), kind, list(self.prompts), said)
 
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """The config of its own scheduler, which `use` may have replaced, with its class."""
+        now = self.pipe.scheduler
+        own = getattr(now, "replaced", None) or now
+        return {**own.config, "_class_name": type(own).__name__}
+
     @torch.no_grad()
     def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
         """See `Model`."""

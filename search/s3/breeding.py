@@ -20,7 +20,7 @@ TRIES = 50
 
 def key_of(schedule: SolverSchedule, space: Space) -> str:
     """What tells schedules apart: their tables, to nine digits."""
-    table = schedule.tableau(space.law)
+    table = space.table(schedule)
     numbers = (table.grid.time, table.weights, table.grid.label)
     return digest(*(np.round(each, DIGITS) + 0.0 for each in numbers))
 

@@ -37,7 +37,7 @@ def tokens(schedule: SolverSchedule, space: Space) -> Float:
     decisions of its step; and the weights of the table, newest first, over alpha. Two schedules of
     the same table differ in the decisions alone.
     """
-    table = schedule.tableau(space.law)
+    table = space.table(schedule)
     owners = [step for step in schedule.steps for _ in range(1 + step.again)]
     shares = space.ruler.shares(np.minimum(table.grid.time, space.law.t_max))
     # On some ways clean data is infinitely far.

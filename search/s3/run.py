@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,22 +16,19 @@ from ...eval.progress import Progress, silent
 from ...eval.results import save_scheduler, write_card
 from ...samplers import Tableau
 from ...samplers.family import FAMILY
-from ...schedules import Grid, grid
 from ...storage import read_json, write_json
-from ..presets import preset
 from ..space import Space
 from .archive import Archive, Entry, Proposal
-from .breeding import Brood, Made, advised, at_random, evolved, key_of
+from .breeding import Brood, advised, at_random, evolved
 from .config import SearchConfig
 from .judge import Judge, judge_of
 from .predictor import learn, tokens
 from .report import write_report
+from .starts import starts
 
 ARCHIVE, SETTINGS = "archive.sqlite", "search.json"
 # What may change from one call to the next: how much is looked for, and how it ends.
 FREE = {"nfe", "evaluations", "minutes", "batch_size", "finalists", "validation"}
-# What says of a start that its nodes are those of a table.
-OF_TABLES = "nodes of"
 # Seconds between looks at what other processes are at.
 PAUSE = 0.5
 
@@ -157,7 +152,7 @@ def explore(
             wait(archive, judge.key, space.nfe, entries, pending)
             continue
         overhead = (time.process_time() - begun) / len(ours)
-        verdicts = judge([each.schedule.tableau(space.law) for each in ours])
+        verdicts = judge([space.table(each.schedule) for each in ours])
         found = (replace(each, seconds=each.seconds + overhead) for each in verdicts)
         archive.finish(judge.key, space.nfe, [*map(Entry, ours, found)])
         here += len(ours)
@@ -234,12 +229,11 @@ def propose(
         config.crossover,
     )
     if early:
-        known = [each for each in starts(config, space) if each[0] not in brood.seen]
+        near, far = starts(config, space)
         # Those on the nodes of tables come first; of the rest any.
-        near = [each for each in known if f", {OF_TABLES} " in each[1][1]]
-        rest = [each for each in known if each not in near]
-        order = [*near, *(rest[k] for k in rng.permutation(len(rest)))]
-        made = dict(order[: (config.batch + 1) // 2])
+        order = [*near, *rng.permutation([*far]).tolist()]
+        new = [key for key in order if key not in brood.seen]
+        made = {key: (near | far)[key] for key in new[: (config.batch + 1) // 2]}
         made |= at_random(
             replace(brood, seen=brood.seen | made.keys()), config.batch - len(made), rng
         )
@@ -259,49 +253,12 @@ def propose(
         population=config.population,
         generations=config.generations,
         fresh=config.fresh,
-        also=[made for _, made in starts(config, space)],
+        also=[made for part in starts(config, space) for made in part.values()],
     )
     return [
         Proposal(key, schedule, origin, predicted=score, tau=predictor.tau)
         for key, ((schedule, origin), score) in chosen.items()
     ]
-
-
-def starts(config: SearchConfig, space: Space) -> list[tuple[str, Made]]:
-    """Published solvers on the nodes of tables and on common grids, by their keys."""
-    found: dict[str, Made] = {}
-    for where, nodes in grids(config, space):
-        for name in config.presets:
-            made = preset(name, nodes), f"{name}, {where}"
-            found.setdefault(key_of(made[0], space), made)
-    return list(found.items())
-
-
-def grids(config: SearchConfig, space: Space) -> Iterator[tuple[str, Grid]]:
-    """The grids of as many nodes as there are evaluations, and what they are.
-
-    Families may lack some of the evaluations asked for. Raises ValueError for one that lacks all,
-    or is for another noise schedule, or takes several evaluations a step.
-    """
-    for name in config.families:
-        tables = samplers.load_family(name, config.guidance)
-        if not {*config.nfe} & {*tables}:
-            raise ValueError(
-                f"families: {name} holds tables of {', '.join(map(str, tables))} evaluations, and "
-                f"the search is for {', '.join(map(str, config.nfe))}"
-            )
-        table = tables.get(space.nfe)
-        if table is None:
-            continue
-        if table.grid.schedule != space.law:
-            raise ValueError(f"families: {name} is not on the noise schedule of the model")
-        if table.grid.stage.any():
-            raise ValueError(f"families: {name} has several evaluations a step; its nodes are none")
-        yield f"{OF_TABLES} {name}", table.grid
-    for spacing, end in itertools.product(config.spacings, dict.fromkeys(space.ends)):
-        # Some need more nodes, or less noise at first.
-        with suppress(ValueError):
-            yield f"{spacing}, end {end}", grid(space.law, space.nfe, spacing, end=end)
 
 
 def best(
@@ -327,7 +284,7 @@ def best(
         for each in finalists:
             progress(*way(config, entries), f"NFE {space.nfe}, finalists")
             ours = archive.claim(last.key, space.nfe, [each.proposal])
-            verdicts = last([one.schedule.tableau(space.law) for one in ours]) if ours else []
+            verdicts = last([space.table(one.schedule) for one in ours]) if ours else []
             archive.finish(last.key, space.nfe, [*map(Entry, ours, verdicts)])
         known = archive.entries(last.key, space.nfe)
         again = [each for each in known if each.proposal.key in wanted]
@@ -353,7 +310,7 @@ def write_result(
     before = samplers.load_family(path) if path.exists() else {}
     tables = before | {nfe: provided(config, model, nfe, each) for nfe, each in found.items()}
     samplers.save_family(tables, path)
-    save_scheduler(getattr(model, "scheduler_config", None), tables, folder)
+    save_scheduler(model.scheduler_config, tables, folder)
     measures = ", ".join(each.kind for each in config.measures)
     rows = []
     for nfe in sorted(tables):

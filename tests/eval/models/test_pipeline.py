@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fewstep import samplers
+from fewstep import TableauScheduler, samplers
 from fewstep.eval.models import Draw, in_batches
 from fewstep.eval.models.hub import from_pipeline
 from fewstep.eval.models.pipeline import PipelineModel, as_images
+from fewstep.eval.results import save_scheduler
 from fewstep.eval.settings import SolverConfig, table_within
 
 from . import tiny
@@ -171,3 +172,23 @@ def test_latents_of_any_shape_are_images(shape, pictured):
 def test_latents_of_images_are_as_they_are():
     latents = torch.zeros(2, 4, 8, 8)
     assert as_images(latents) is latents
+
+
+def test_its_scheduler_is_its_own_whatever_it_sampled_with(tmp_path):
+    model = pictures()
+    table = table_for(model)
+    before = dict(model.pipe.scheduler.config)
+    own = type(model.pipe.scheduler).__name__
+    whole = model.images(table, labelled())
+    assert model.scheduler_config == {**before, "_class_name": own}
+    save_scheduler(model.scheduler_config, {table.nfe: table}, tmp_path)
+    saved = TableauScheduler.from_pretrained(tmp_path / "scheduler")
+    assert saved.config["like"] == own
+    model.pipe.scheduler = saved
+    again = model.pipe(
+        **{"output_type": "np", **model.conditions(labelled())},
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        num_inference_steps=4,
+    )
+    found = torch.from_numpy(again.images).movedim(-1, 1) * 2 - 1
+    torch.testing.assert_close(found, whole, atol=2e-4, rtol=0)

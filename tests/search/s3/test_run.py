@@ -17,12 +17,10 @@ from fewstep.search.s3.archive import Archive
 from fewstep.search.s3.judge import judge_of
 from fewstep.search.s3.run import (
     ARCHIVE,
-    OF_TABLES,
     other_samples,
     propose,
     search,
     spent,
-    starts,
     way,
 )
 from fewstep.search.schedule import SolverSchedule
@@ -217,39 +215,6 @@ def test_time_is_a_budget_too(tmp_path):
     # 160 seconds, and 10 for the finalists.
     assert way(config(minutes=200 / 60, evaluations=100, **said), slow) == (170, 200)
     assert way(config(minutes=2000 / 60, evaluations=100, **said), slow) == (16, 100)
-
-
-def test_it_may_start_from_tables(tmp_path):
-    nodes = fewstep.grid(LAW, 4, "lam", end="min")
-    samplers.save_family({4: samplers.build("ddim", nodes)}, tmp_path / "tables.json")
-    said = config(families=[str(tmp_path / "tables.json")])
-    first = starts(said, said.space_of(LAW, 4))[0][1]
-    assert first[1] == f"ddim, {OF_TABLES} {tmp_path / 'tables.json'}"
-    assert first[0].times == tuple(nodes.time)
-    search(replace_config(said, evaluations=8), model(), tmp_path)
-    assert entries(tmp_path)[0].proposal.schedule == first[0]
-
-
-def test_tables_that_are_none_to_start_from_are_refused(tmp_path):
-    nodes = fewstep.grid(LAW, 4, "lam", end="min")
-    tables = {
-        "has no": {4: samplers.build("ddim", nodes)},
-        "law": {3: samplers.build("ddim", fewstep.grid(fewstep.schedules.VPLinear(), 3))},
-        "stages": {3: samplers.build("heun", fewstep.grid(LAW, 2))},
-    }
-    for name, table in tables.items():
-        samplers.save_family(table, tmp_path / f"{name}.json")
-    for name, said in (
-        ("has no", "holds tables of 4 evaluations, and the search is for 3"),
-        ("law", "not on the noise schedule"),
-        ("stages", "several evaluations a step"),
-    ):
-        wanted = config(nfe=3, families=[str(tmp_path / f"{name}.json")])
-        with pytest.raises(ValueError, match=said):
-            starts(wanted, wanted.space_of(LAW, 3))
-    # One that has some of the budgets serves for these.
-    some = config(nfe=[3, 4], families=[str(tmp_path / "has no.json")])
-    assert not any(OF_TABLES in each[1] for _, each in starts(some, some.space_of(LAW, 3)))
 
 
 def replace_config(said, **changes):
