@@ -175,7 +175,8 @@ def write(
         f"the bundled digit model, {options.images} noises (seeds from 0) that the tables were not "
         "made with. RMSE to the converged samples (UniPC-3, 100 steps) and the Frechet distance "
         f"in {bench.features.name} features in excess of theirs ({bench.own[0]:.4f}), each beside "
-        f"the best of {among} on all spacings by that measure{judged}.",
+        f"the best of {among} on all spacings by that measure (those far behind on 32, 128 or 500 "
+        f"of the noises went no further){judged}.",
         "",
         f"![Rows: the converged samples, then for {', '.join(map(str, wanted))} evaluations those "
         f"of the hand-made solver of the least RMSE and of the tables]({options.out.stem}.png)",

@@ -77,6 +77,11 @@ def test_nodes_carry_over_to_laws_that_have_them():
         grid(EDM(0.01, 40), 6, placed)
     with pytest.raises(ValueError, match=r"node 5 .*sigma / alpha 0.02\)"):
         grid(EDM(0.1, 50), 6, placed)
+    # The last one counts where it is not clean data.
+    whole = Placed.of(grid(EDM(0.02, 50), 6, "karras", end="min"))
+    assert grid(EDM(0.03, 50), 6, whole).sigma[-1] == 0
+    with pytest.raises(ValueError, match=r"node 6 .*sigma / alpha 0.02\)"):
+        grid(EDM(0.03, 50), 6, whole, end="min")
     with pytest.raises(ValueError, match="node 0 is at lam -inf"):
         grid(EDM(), 6, Placed.of(grid(LAWS["flow"], 6, "karras")))
 
