@@ -4,7 +4,7 @@ from .ays import bound_costs
 from .config import AnyConfig, AYSConfig, GITSConfig, NonUniformConfig, config_of
 from .gits import trajectory_costs
 from .nonuniform import error_bound, nonuniform
-from .paths import length, placed, shortest
+from .paths import cheapest, length, shortest
 from .run import Found, find_grids
 
 __all__ = [
@@ -14,12 +14,12 @@ __all__ = [
     "GITSConfig",
     "NonUniformConfig",
     "bound_costs",
+    "cheapest",
     "config_of",
     "error_bound",
     "find_grids",
     "length",
     "nonuniform",
-    "placed",
     "shortest",
     "trajectory_costs",
 ]

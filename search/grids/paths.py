@@ -45,7 +45,7 @@ def length(cost: Float, path: Sequence[int], growth: float = 1.0) -> float:
     return float(costs @ growth ** np.arange(len(costs)))
 
 
-def placed(grid: Grid, cost: Float, steps: Sequence[int], growth: float = 1.0) -> Placed:
+def cheapest(grid: Grid, cost: Float, steps: Sequence[int], growth: float = 1.0) -> Placed:
     """The cheapest nodes of a grid of candidates, for some numbers of steps."""
     paths = [shortest(cost, each, growth) for each in steps]
     return Placed.of(*(grid.select(path, [False] * len(path)) for path in paths))

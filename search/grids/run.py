@@ -34,7 +34,7 @@ from .ays import bound_costs
 from .config import AnyConfig, AYSConfig, GITSConfig, NonUniformConfig
 from .gits import trajectory_costs
 from .nonuniform import error_bound, nonuniform
-from .paths import length, placed, shortest
+from .paths import cheapest, length, shortest
 
 CARD, NODES = "README.md", "nodes.png"
 # What it is set beside, by the same measure.
@@ -126,7 +126,7 @@ class Measured:
 
 def chosen(measure: Measured, nfe: int) -> tuple[Placed, dict[str, Any]]:
     """The cheapest nodes among the candidates, and their cost beside those of common spacings."""
-    nodes = placed(measure.grid, measure.cost, [nfe], measure.growth)
+    nodes = cheapest(measure.grid, measure.cost, [nfe], measure.growth)
     path = shortest(measure.cost, nfe, measure.growth)
     usual = {}
     for name in USUAL:
@@ -241,7 +241,7 @@ def picture(spacing: Placed, model: NetworkModel) -> Figure:
     axes = figure.add_subplot()
     law, labels = model.schedule, []
     for k, steps in enumerate(spacing.steps):
-        rows: list[tuple[str, Placed | str]] = [("placed", spacing), *((n, n) for n in USUAL[:2])]
+        rows: list[tuple[str, Placed | str]] = [("cheapest", spacing), *((n, n) for n in USUAL[:2])]
         for row, (name, rule) in enumerate(rows):
             nodes = grid(law, steps, rule)
             colour, marker = ("#8C8C8C", "|") if row else ("#0072B2", "o")

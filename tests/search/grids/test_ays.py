@@ -8,7 +8,7 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.schedules import EDM, FlowMatching, Grid, VPLinear
-from fewstep.search.grids import bound_costs, placed
+from fewstep.search.grids import bound_costs, cheapest
 
 STD, DIM = 0.7, 3
 
@@ -49,7 +49,7 @@ def test_the_best_nodes_of_a_gaussian(gaussian):
     law = VPLinear()
     fine = Grid.from_times(law, law.time(np.linspace(-2.5, 2.5, 61)))
     cost = bound_costs(denoiser, fine, data[:300], range(300))
-    (lam,) = placed(fine, cost, [5]).lams
+    (lam,) = cheapest(fine, cost, [5]).lams
     q = np.log1p(STD**2 * np.exp(2 * np.array(lam)))
     exact = np.linspace(q[0], q[-1], 6)
     np.testing.assert_allclose(q, exact, atol=0.15)

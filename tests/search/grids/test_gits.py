@@ -8,7 +8,7 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.schedules import EDM, FlowMatching, VPLinear
-from fewstep.search.grids import placed, trajectory_costs
+from fewstep.search.grids import cheapest, trajectory_costs
 
 DIM = 24
 # As images are: most directions vary little.
@@ -60,8 +60,8 @@ def test_ddim_comes_nearer_to_its_end_on_held_out_noises(name, measure):
     law = LAWS[name]
     fine = fewstep.grid(law, 60, "karras")
     cost = trajectory_costs(DENOISER, samplers.build("ipndm-4", fine), started(fine, 64), measure)
-    found = placed(fine, cost, [5, 8], growth=1.15)
-    even = placed(fine, cost, [5, 8])
+    found = cheapest(fine, cost, [5, 8], growth=1.15)
+    even = cheapest(fine, cost, [5, 8])
     x = started(fine, 300, seed=1)
     truth = samplers.sample(DENOISER, samplers.build("unipc-3", fewstep.grid(law, 200)), x)
     for nfe in (5, 8):
