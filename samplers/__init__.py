@@ -26,6 +26,7 @@ from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .streams import noise, random_labels
 from .tableau import Expanded, Tableau, TooFewEvaluations
+from .teleport import gaussian_flow, teleport
 from .trace import trace
 from .unipc import unipc
 
@@ -59,6 +60,7 @@ __all__ = [
     "fit",
     "from_diffusers",
     "from_diffusers_config",
+    "gaussian_flow",
     "guidance",
     "heun",
     "initial",
@@ -76,6 +78,7 @@ __all__ = [
     "sde_dpm",
     "solver",
     "solvers",
+    "teleport",
     "trace",
     "unipc",
 ]
