@@ -13,7 +13,9 @@ from ..eval.models import configured, pick_device
 from ..eval.processes import check_shared, launched
 from ..eval.progress import silent
 from ..samplers.family import FAMILY
+from ..samplers.ratios import RATIOS
 from ..schedules.placed import SPACING
+from ..search.dc import RatioConfig, find_ratios
 from ..search.grids import config_of, find_grids
 from ..search.grids.run import USUAL, shown
 from ..search.s3 import SearchConfig, search
@@ -36,7 +38,8 @@ from .console import (
 )
 
 group = typer.Typer(
-    help="Look for samplers: solver schedules that decide step by step, nodes of grids.",
+    help="Look for samplers: solver schedules that decide step by step, nodes of grids, ratios of "
+    "compensation.",
     no_args_is_help=True,
 )
 app.add_typer(group, name="search")
@@ -160,3 +163,56 @@ def grid(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@group.command(context_settings=ANY_SETTING)
+def dc(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(configs.names('search/dc'))}, or a YAML file."),
+    ] = "dc",
+    model: ModelName = None,
+    nfe: Evaluations = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Guidance scales such as 1,2,4: ratios for each.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Whose outputs are compensated; default unipc-3.")
+    ] = None,
+    change: Settings = None,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Look for the ratios of DC-Solver: how far each output is moved along the run.
+
+    Before each step the newest output is replaced by its interpolation at a time a little off;
+    the ratios say where. They are found on a few noises beside a better run of the same: step by
+    step first, as published, then all together for the last state (--set method=greedy for the
+    former alone). Several NFE and guidance scales give a polynomial for those between. The same
+    command goes on where it was stopped.
+
+    Example: fewstep search dc --nfe 5,6,8,10 --guidance 1,2,4
+
+    Then, in a config of `fewstep bench`: {name: unipc-3, label: dc, options: {compensate: runs/dc}}
+    """
+    name, flags = named_run(run, "dc", context.args)
+    values = run_settings("search/dc", name, model)
+    given = {"nfe": listed(nfe), "guidance": listed(guidance), "solver": solver}
+    config = configs.checked(RatioConfig, overridden(values, given, flags, change), "settings")
+    loaded = network_of(config.model, device)
+    target = folder or Path("runs") / Path(name).stem
+    with progress_bar(f"ratios for {loaded.name}") as progress:
+        found = find_ratios(config, loaded, target, progress)
+    rows = [
+        [
+            f"{each.nfe}",
+            f"{each.guidance:g}",
+            *(f"{error:.4g}" for error in each.errors.values()),
+            " ".join(f"{ratio:.2f}" for ratio in each.ratios[2:]),
+        ]
+        for each in found
+    ]
+    head = ["NFE", "guidance", *found[0].errors, "ratios from step 3 on"]
+    print_table("RMSE on held-out noises", head, rows)
+    console.out.print(f"ratios: {target / RATIOS}", highlight=False, soft_wrap=True)

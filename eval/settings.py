@@ -185,8 +185,9 @@ def table_within(
 ) -> samplers.Tableau:
     """The table of one solver that spends `nfe`, or the most below that it can.
 
-    Of a file of tables it is one of those, at that `guidance` where they depend on it. Raises
-    TooFewEvaluations if it can spend none, and ValueError if tables are of another noise schedule.
+    Of a file of tables it is one of those, at that `guidance` where they depend on it, as ratios of
+    a file may. Raises TooFewEvaluations if it can spend none, and ValueError if tables are of
+    another noise schedule.
     """
     if samplers.is_family(solver.name):
         try:
@@ -206,8 +207,11 @@ def table_within(
         rule = solver.spacing or spacing
         return grid(law, steps, rule, end=solver.end or end, **solver.grid)  # type: ignore[arg-type]
 
+    options = solver.options
+    if isinstance(options.get("compensate"), str) and guidance is not None:
+        options = {**options, "compensate": {"ratios": options["compensate"], "guidance": guidance}}
     try:
-        return samplers.build_within(solver.name, nfe, make_grid, **solver.options)
+        return samplers.build_within(solver.name, nfe, make_grid, **options)
     except TypeError as error:
         # An option that the builder, or the grid, does not have.
         raise ValueError(f"solver {solver.label or solver.name}: {error}") from error

@@ -21,6 +21,7 @@ from .executor import (
 from .family import families, is_family, load_family, save_family
 from .fit import fit
 from .pndm import pndm
+from .ratios import Ratios
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
@@ -28,6 +29,7 @@ from .streams import noise, random_labels
 from .tableau import Expanded, Tableau, TooFewEvaluations
 from .teleport import gaussian_flow, teleport
 from .trace import trace
+from .transforms import analytic_first_step, compensate, dualfast
 from .unipc import unipc
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Expanded",
     "NoiseSource",
     "Prediction",
+    "Ratios",
     "Solver",
     "State",
     "StateHook",
@@ -44,8 +47,10 @@ __all__ = [
     "TooFewEvaluations",
     "adams",
     "advance",
+    "analytic_first_step",
     "build",
     "build_within",
+    "compensate",
     "ddim",
     "ddpm",
     "deis",
@@ -55,6 +60,7 @@ __all__ = [
     "dpm2_ancestral",
     "dpm_singlestep",
     "dpmpp_sde",
+    "dualfast",
     "exact",
     "families",
     "fit",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
+from inspect import signature
 from typing import Any
 
 from ..schedules import Grid
@@ -14,9 +16,11 @@ from .ddim import ddim, ddpm, lcm
 from .deis import deis, ipndm
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
 from .pndm import pndm
+from .ratios import Ratios
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .tableau import Tableau, TooFewEvaluations
+from .transforms import analytic_first_step, compensate, dualfast
 from .unipc import unipc
 
 
@@ -42,15 +46,61 @@ class Solver:
         return ALIASES.get(self.name, ())
 
     def __call__(self, grid: Grid, **options: Any) -> Tableau:
-        """Build on a grid; `options` override those of the entry."""
+        """Build on a grid; `options` override those of the entry, or are `CHANGES`."""
         options = {**self.options, **options}
-        table = self.builder(grid, **options)
+        own = {key: value for key, value in options.items() if key not in CHANGES}
+        table = self.builder(grid, **own)
+        for key, change in CHANGES.items():
+            if key in options:
+                value = options[key]
+                said = value if isinstance(value, Mapping) else {change.first: value}
+                table = change.apply(table, partial(self.predictor, grid, **own), said)
         # For the record: what JSON cannot hold, such as a function of time, by its representation.
         said = {
             k: v if isinstance(v, int | float | str | list) else repr(v) for k, v in options.items()
         }
         return table.renamed(self.name, options=said) if said else table.renamed(self.name)
 
+    def predictor(self, grid: Grid, **options: Any) -> Tableau | None:
+        """The table without its corrector; None for a solver that has none."""
+        if "corrector" not in signature(self.builder).parameters:
+            return None
+        return self.builder(grid, **{**self.options, **options, "corrector": False})
+
+
+@dataclass(frozen=True)
+class Change:
+    """What may be done to the table of any solver, by the name of an option.
+
+    `apply` takes the table, what makes the solver's without its corrector, and what is said of it:
+    a value, which stands for the keyword `first`, or several by name.
+    """
+
+    first: str
+    apply: Callable[[Tableau, Callable[[], Tableau | None], Mapping[str, Any]], Tableau]
+
+
+def compensated(
+    table: Tableau, predictor: Callable[[], Tableau | None], said: Mapping[str, Any]
+) -> Tableau:
+    """`compensate`, with ratios by the name of a file, and a corrector's outputs as they are."""
+    how = dict(said)
+    scale = how.pop("guidance", 1.0)
+    if isinstance(how.get("ratios"), str):
+        how["ratios"] = Ratios.load(how["ratios"]).at(table.grid.nfe, scale)
+    return compensate(table, predictor=predictor(), **how)
+
+
+def plainly(change: Callable[..., Tableau]) -> Any:
+    """A change that needs the table alone."""
+    return lambda table, predictor, said: change(table, **said)
+
+
+CHANGES: dict[str, Change] = {
+    "compensate": Change("ratios", compensated),
+    "dualfast": Change("strength", plainly(dualfast)),
+    "analytic_first_step": Change("guess", plainly(analytic_first_step)),
+}
 
 CATALOGUE: tuple[Solver, ...] = (
     Solver("ddim", 1, "DDIM, the Euler method in sigma / alpha", ddim),
@@ -232,7 +282,11 @@ def solver(name: str) -> Solver:
 
 
 def build(name: str, grid: Grid, **options: Any) -> Tableau:
-    """The table of a named solver on a grid; `options` are those of its builder.
+    """The table of a named solver on a grid; `options` are those of its builder, or of `CHANGES`.
+
+    The latter are for any solver, and done in this order: `compensate` (ratios, or the name of a
+    file of them and perhaps a guidance scale), `dualfast` (a strength), `analytic_first_step`
+    ("eps", or the mean of the data); each is a value, or the arguments of that function by name.
 
     Names and aliases are those of `solvers()`, spelled with any case and any of "-_ ". Raises
     ValueError for an unknown name and TypeError for an option the builder does not have.
@@ -246,7 +300,8 @@ def build_within(name: str, nfe: int, make_grid: Callable[[int], Grid], **option
     `make_grid(steps)` makes the grid; solvers with several evaluations a step get fewer steps.
     Raises TooFewEvaluations when even one step costs more.
     """
-    for steps in range(nfe, 0, -1):
+    spared = int("analytic_first_step" in options)
+    for steps in range(nfe + spared, 0, -1):
         table = build(name, make_grid(steps), **options)
         if table.nfe <= nfe:
             return table
