@@ -73,6 +73,8 @@ def tableau_rows(table: samplers.Tableau) -> tuple[list[str], list[list[str]]]:
         for name, block in blocks
     }
     head = ["n", "time", "lam", "order", "carry"]
+    if table.bias.any():
+        head.append("bias")
     head += [
         f"{name}[n-{age}]" if age else f"{name}[n]"
         for name, _ in blocks
@@ -82,6 +84,9 @@ def tableau_rows(table: samplers.Tableau) -> tuple[list[str], list[list[str]]]:
     for i, order in enumerate(table.row_orders()):
         row = [str(i), f"{table.grid.time[i]:.4g}", f"{table.grid.lam[i]:.3f}", str(order)]
         row.append(f"{table.carry[i]:.4f}")
+        if table.bias.any():
+            # Of an image, the mean.
+            row.append(f"{table.bias[i].mean():.4f}")
         for name, block in blocks:
             row += [
                 f"{block[i, i - age]:.4f}" if age <= i and block[i, i - age] else ""

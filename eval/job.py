@@ -81,4 +81,6 @@ class Job:
 def numbers(table: Tableau) -> list[Any]:
     """All that decides what a table computes, for a digest."""
     nodes = [table.grid.alpha, table.grid.sigma, table.grid.label]
-    return [table.basis, table.carry, table.weights, table.noise, *nodes]
+    # Left out where there is none: samples of tables without keep the names they were stored under.
+    bias = [table.bias] if table.bias.any() else []
+    return [table.basis, table.carry, table.weights, table.noise, *bias, *nodes]

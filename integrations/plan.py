@@ -164,8 +164,9 @@ def waiting(table: Tableau, rows: int) -> Tableau:
     weights, noise = np.zeros((2, n, n))
     weights[rows:, rows:], noise[rows:, rows:] = table.weights, table.noise
     carry = np.append(np.ones(rows), table.carry)
+    bias = np.concatenate([np.zeros((rows, *table.bias.shape[1:])), table.bias])
     grid = table.grid.select(index, stage)
-    return replace(table, grid=grid, carry=carry, weights=weights, noise=noise)
+    return replace(table, grid=grid, carry=carry, weights=weights, noise=noise, bias=bias)
 
 
 def make_plan(config: Config, request: Request, device: torch.device | str | None = None) -> Plan:

@@ -24,7 +24,7 @@ class Numbers(NamedTuple):
     The network is shown scale x, and x0 = a x + b out. Outputs are made as of_x x + of_out out; a
     line whose x0 is clipped first makes them of that, as clipped_x x + clipped_x0 x0. `residual` is
     the share of what was clipped that stays in the state. The rest is the sum of the line, its
-    terms counted from the newest output (-1) and noise back.
+    terms counted from the newest output (-1) and noise back; its bias is None in a table without.
     """
 
     scale: Coefficient
@@ -36,6 +36,7 @@ class Numbers(NamedTuple):
     clipped_x0: Coefficient
     residual: Coefficient
     carry: Coefficient
+    bias: Coefficient | None
     weights: Pairs
     noise: Pairs
 
@@ -50,7 +51,8 @@ class Line:
 
     `calls` says whether its output is used, `draws` whether the generator is asked and `adds`
     whether that noise is used; `inside` and `leads_inside` whether it starts and ends inside a step
-    of two evaluations; `residual` whether what was clipped from x0 stays in the state. Lines behind
+    of two evaluations; `residual` whether what was clipped from x0 stays in the state; `biased`
+    whether any line of the run has a bias. Lines behind
     need the newest `keep` and `keep_noise`, and `window` and `noise_window` are the most that any
     line of the run sums. `vector` holds `numbers` on the device, with all terms of the window.
     `home` makes the lines of this run.
@@ -65,6 +67,7 @@ class Line:
     inside: bool
     leads_inside: bool
     residual: bool
+    biased: bool
     keep: int
     keep_noise: int
     window: int
@@ -83,7 +86,10 @@ class Line:
         """The numbers as tensors, all terms of the window: the same computation for every line."""
         values = self.vector.unbind()
         middle = HEAD + self.window
-        return Numbers._make((*values[:HEAD], terms(values[HEAD:middle]), terms(values[middle:])))
+        numbers = Numbers._make(
+            (*values[:HEAD], terms(values[HEAD:middle]), terms(values[middle:]))
+        )
+        return numbers if self.biased else numbers._replace(bias=None)
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,11 @@ def program(
     With m = p x + q x0 and x0 = a x + b out, m is (p + q a) x + q b out: up to a factor, which its
     column of the table takes, x + ratio out, or `out` itself where the table is in the network's
     own prediction. `residual`: what was clipped from x0 stays in the eps that DDIM of diffusers
-    goes on with, times - sigma' alpha / sigma.
+    goes on with, times - sigma' alpha / sigma. Raises ValueError for a bias that is an image.
     """
     grid = table.grid
+    if table.bias.ndim > 1:
+        raise ValueError(f"{table!r}: a pipeline runs tables of plain numbers, without images")
     p, q = affine(table.basis, grid.alpha[:-1], grid.sigma[:-1])
     scale, a, b = (np.array(values) for values in zip(*readings, strict=True))
     of_x, of_out = p + q * a, q * b
@@ -157,7 +165,7 @@ def program(
     unit = np.where(native, of_out, of_x)
     lost = -grid.sigma[1:] * grid.alpha[:-1] / grid.sigma[:-1] * residual
     ratio = of_out / unit
-    head = (scale, a, b, np.where(native, 0.0, 1.0), ratio, p, q, lost, table.carry)
+    head = (scale, a, b, np.where(native, 0.0, 1.0), ratio, p, q, lost, table.carry, table.bias)
     outputs = by_age(table.weights if clipped else table.weights * unit)
     noises = by_age(table.noise)
     values = np.column_stack([*head, outputs.values, noises.values])
@@ -169,6 +177,7 @@ def program(
         numbers = Numbers._make(
             (*values[n, :HEAD].tolist(), used(outputs.values[n]), used(noises.values[n]))
         )
+        numbers = numbers._replace(bias=numbers.bias or None)
         adds = bool(noises.made[n])
         line = Line(
             index=begin + n,
@@ -182,6 +191,7 @@ def program(
             inside=bool(grid.stage[n]),
             leads_inside=bool(grid.stage[n + 1]),
             residual=residual,
+            biased=bool(table.bias.any()),
             keep=outputs.keep[n],
             keep_noise=noises.keep[n],
             window=window,

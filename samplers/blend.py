@@ -97,6 +97,8 @@ class Blend:
             for table in self.tables:
                 if table.basis != "x0" or table.stochastic:
                     raise ValueError(f"{table!r}: only deterministic tables in x0 can be mixed")
+                if table.bias.any():
+                    raise ValueError(f"{table!r} has a bias, and only tables without can be mixed")
                 if table.grid.require_schedule() != self.tables[0].grid.schedule:
                     raise ValueError("the tables of a blend are of one noise schedule")
 

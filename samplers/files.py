@@ -1,4 +1,4 @@
-"""Tableaux as JSON: schema `fewstep.tableau`, version 1."""
+"""Tableaux as JSON: schema `fewstep.tableau`, version 1, or 2 with a bias."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..schedules.base import Float
 from .basis import Basis
 
 FORMAT = "fewstep.tableau"
-VERSION = 1
+VERSIONS = (1, 2)
 
 
 def number(value: float) -> float | str:
@@ -32,11 +32,13 @@ def to_dict(
     basis: Basis,
     name: str,
     meta: Mapping[str, Any],
+    bias: Float,
 ) -> dict[str, Any]:
-    """The arguments of `Tableau` as JSON values: ragged rows, all-zero noise left out."""
+    """The arguments of `Tableau` as JSON values: ragged rows, all-zero noise and bias left out."""
     data: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        # Programs that know no bias must not read a table with one.
+        "version": 2 if bias.any() else 1,
         "name": name,
         "basis": basis,
         "grid": {
@@ -55,6 +57,9 @@ def to_dict(
     for key, rows in (("weights", weights), ("noise", noise)):
         if key == "weights" or rows.any():
             data[key] = [row[: n + 1].tolist() for n, row in enumerate(rows)]
+    if bias.any():
+        # Of an image, the rows that have none are a number.
+        data["bias"] = [row.tolist() if row.any() else 0.0 for row in bias]
     if meta:
         data["meta"] = dict(meta)
     return data
@@ -66,9 +71,10 @@ def from_dict(data: Any, where: str) -> dict[str, Any]:
         found = data.get("format") if isinstance(data, dict) else None
         hint = f"it is {found!r}" if found else f'no "format": "{FORMAT}"'
         raise ValueError(f"{where}: not a file of one tableau ({hint})")
-    if data.get("version") != VERSION:
+    if data.get("version") not in VERSIONS:
         raise ValueError(
-            f"{where}: schema version {data.get('version')!r}; this fewstep reads version {VERSION}"
+            f"{where}: schema version {data.get('version')!r}; this fewstep reads versions "
+            f"{VERSIONS[0]} to {VERSIONS[-1]}"
         )
     missing = [key for key in ("name", "basis", "grid", "carry", "weights") if key not in data]
     for key, kind in (("name", str), ("basis", str), ("grid", dict), ("meta", dict)):
@@ -100,7 +106,25 @@ def from_dict(data: Any, where: str) -> dict[str, Any]:
         "basis": data["basis"],
         "name": data["name"],
         "meta": data.get("meta", {}),
+        "bias": images(data["bias"], grid.nfe, f"{where}: bias") if "bias" in data else np.zeros(0),
     }
+
+
+def images(rows: Any, n: int, where: str) -> Float:
+    """An array from n numbers, or nested lists of numbers of one shape; 0 is zero everywhere."""
+    if not isinstance(rows, list) or len(rows) != n:
+        raise ValueError(f"{where}: expected {n} entries, one per step of the grid")
+    try:
+        found = [np.array(row) for row in rows]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    bad = next((k for k, row in enumerate(found) if row.dtype.kind not in "if"), None)
+    if bad is not None:
+        raise ValueError(f"{where} row {bad} must hold numbers only")
+    shapes = {row.shape for row in found if row.ndim}
+    if len(shapes) > 1:
+        raise ValueError(f"{where} has rows of the shapes {sorted(shapes)}")
+    return np.stack(np.broadcast_arrays(*found)).astype(np.float64)
 
 
 def triangle(rows: Any, n: int, where: str) -> Float:

@@ -14,13 +14,16 @@ LABELLED = 14
 
 
 def heatmap(table: Tableau) -> Figure:
-    """Draw carry, weights and (if any) noise side by side: rows are steps, columns outputs.
+    """Draw carry, weights, and noise and bias if any: rows are steps, columns outputs.
 
     Colour is symmetric around zero and logarithmic beyond a hundredth of the largest entry.
     """
     blocks = [("carry", table.carry[:, None], 1), (f"weights on {table.basis}", table.weights, 0)]
     if table.noise.any():
         blocks.append(("noise", table.noise, 0))
+    if table.bias.any():
+        # Of an image, the mean.
+        blocks.append(("bias", table.bias.reshape(len(table.bias), -1).mean(1)[:, None], 1))
     n = table.grid.nfe
     side = float(np.clip(0.55 * n, 3.2, 9.0))
     widths = [1.0 if narrow else max(n, 2) for *_, narrow in blocks]

@@ -32,6 +32,7 @@ class Step(NamedTuple):
     carry: Coefficient
     weights: Pairs
     noise: Pairs
+    bias: Coefficient | None
     keep: tuple[int, ...]
     keep_noise: tuple[int, ...]
     live: tuple[int, ...]
@@ -52,6 +53,11 @@ def coefficient(value: Any) -> Coefficient:
     if isinstance(value, Tensor):
         return value
     return float(value) if np.ndim(value) == 0 else torch.from_numpy(np.array(value))
+
+
+def term(value: Any) -> Coefficient | None:
+    """The coefficient, or None for a zero that no gradient can change."""
+    return coefficient(value) if isinstance(value, Tensor) or np.any(value) else None
 
 
 def live_terms(triangle: Any) -> Terms:
@@ -83,7 +89,7 @@ def live_terms(triangle: Any) -> Terms:
 
 
 def compile_steps(
-    nodes: Sequence[Node], carry: Any, weights: Any, noise: Any, basis: Basis
+    nodes: Sequence[Node], carry: Any, weights: Any, noise: Any, bias: Any, basis: Basis
 ) -> tuple[Step, ...]:
     """Turn the arrays of a tableau into `Step`s; see `Tableau` for shapes."""
     outputs, noises = live_terms(weights), live_terms(noise)
@@ -102,6 +108,7 @@ def compile_steps(
                 carry=coefficient(carry[n]),
                 weights=outputs.pairs[n],
                 noise=noises.pairs[n],
+                bias=term(bias[n]),
                 keep=outputs.keep[n],
                 keep_noise=noises.keep[n],
                 live=outputs.live[n],

@@ -44,8 +44,8 @@ def tableau(
         return Tableau(grid, carry, weights, square, basis, name, meta)
     p, q = np.zeros(n), np.ones(n)
     p[1:], q[1:] = convert(basis, "x0", grid.alpha[1:-1], grid.sigma[1:-1])
-    rows = change_outputs(Rows(carry, weights, square), p, q)
-    return Tableau(grid, *rows, "x0", name, meta)
+    rows = change_outputs(Rows(carry, weights, square, np.zeros(n)), p, q)
+    return Tableau(grid, **rows._asdict(), name=name, meta=meta)
 
 
 def chain(grid: Grid, basis: Basis, rows: Sequence[Row], *, name: str, **meta: Any) -> Tableau:
@@ -56,4 +56,5 @@ def chain(grid: Grid, basis: Basis, rows: Sequence[Row], *, name: str, **meta: A
         states[k, row.base] = row.carry
         for line, terms in ((outputs[k], row.weights), (noises[k], row.noise)):
             line[list(terms)] = list(terms.values())
-    return tableau(grid, basis, *eliminate(states, outputs, noises), name=name, **meta)
+    found = eliminate(states, outputs, noises)
+    return tableau(grid, basis, found.carry, found.weights, found.noise, name=name, **meta)

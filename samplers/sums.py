@@ -13,7 +13,7 @@ Pairs = tuple[tuple[int, Coefficient], ...]
 
 
 class Sum(Protocol):
-    """carry x + sum weights m + sum noise z."""
+    """carry x + sum weights m + sum noise z + bias."""
 
     @property
     def carry(self) -> Coefficient:
@@ -27,9 +27,13 @@ class Sum(Protocol):
     def noise(self) -> Pairs:
         """Positions of noises with their coefficients."""
 
+    @property
+    def bias(self) -> Coefficient | None:
+        """What is added whatever the state is; None adds nothing."""
+
 
 def combine(row: Sum, x: Tensor, outputs: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
-    """carry x + sum weights m + sum noise z, as one new tensor."""
+    """carry x + sum weights m + sum noise z + bias, as one new tensor."""
     total = scaled(x, row.carry)
     for terms, tensors in ((row.weights, outputs), (row.noise, noises)):
         for i, weight in terms:
@@ -38,7 +42,9 @@ def combine(row: Sum, x: Tensor, outputs: Sequence[Tensor], noises: Sequence[Ten
                 total.add_(tensors[i], alpha=weight)
             else:
                 total = accumulate(total, tensors[i], weight)
-    return total
+    if row.bias is None:
+        return total
+    return total + (row.bias if isinstance(row.bias, float) else row.bias.to(total))
 
 
 def mix(x: Tensor, p: Coefficient, m: Tensor, q: Coefficient) -> Tensor:

@@ -17,18 +17,24 @@ from ..storage import write_json
 from . import defects, files
 from .basis import BASES, Basis, convert
 from .program import Step, compile_steps
-from .relations import Rows, change_outputs, eliminate
+from .relations import Rows, change_outputs, eliminate, trailing
 
 
 class Expanded(NamedTuple):
-    """Every state in terms of the start: x[n] = start[n] x[0] + outputs[n] m + noise[n] z.
+    """Every state by the start: x[n] = start[n] x[0] + outputs[n] m + noise[n] z + bias[n].
 
-    `start` is [N + 1], `outputs` and `noise` are [N + 1, N] with zeros on and above the diagonal.
+    `start` is [N + 1], `outputs` and `noise` are [N + 1, N] with zeros on and above the diagonal,
+    `bias` is [N + 1] or, for an image, [N + 1, ..].
     """
 
     start: Float
     outputs: Float
     noise: Float
+    bias: Float
+
+
+# The arrays of a tableau with the number of their dimensions that do not broadcast.
+DIMENSIONS = {"carry": 1, "weights": 2, "noise": 2, "bias": 1}
 
 
 class TooFewEvaluations(ValueError):
@@ -37,13 +43,14 @@ class TooFewEvaluations(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Tableau:
-    """x[n+1] = carry[n] x[n] + sum_{k<=n} weights[n,k] m[k] + sum_{k<=n} noise[n,k] z[k].
+    """x[n+1] = carry[n] x[n] + sum_{k<=n} weights[n,k] m[k] + sum_{k<=n} noise[n,k] z[k] + bias[n].
 
     `m[k]` is the network's output at node k in `basis` (x0, eps, v or flow) and `z[k]` standard
-    normal noise. `carry` is float64 [N], `weights` and `noise` [N, N] lower triangular, for a
-    `grid` of N + 1 nodes; arrays are copied and read-only. Dimensions that trail these broadcast
-    against the state (per-sample or per-pixel coefficients). Any of the three may instead be a
-    torch tensor, for gradients with respect to the table; such a table can be run, not analysed.
+    normal noise. `carry` and `bias` are float64 [N], `weights` and `noise` [N, N] lower triangular,
+    for a `grid` of N + 1 nodes; arrays are copied and read-only. Dimensions that trail these
+    broadcast against the state (per-sample or per-pixel coefficients, a bias that is an image). Any
+    of the four may instead be a torch tensor, for gradients with respect to the table; such a table
+    can be run, not analysed.
 
     Raises ValueError naming the row for a wrong shape, NaN or an entry above the diagonal.
     """
@@ -55,6 +62,7 @@ class Tableau:
     basis: Basis = "x0"
     name: str = "custom"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    bias: Float = field(default_factory=lambda: np.zeros(0))
     # The rows as the executor reads them: live terms only, plain floats.
     steps: tuple[Step, ...] = field(init=False, repr=False)
 
@@ -62,18 +70,27 @@ class Tableau:
         n = self.grid.nfe
         if len(self.noise) == 0:
             object.__setattr__(self, "noise", np.zeros((n, n)))
+        if len(self.bias) == 0:
+            object.__setattr__(self, "bias", np.zeros(n))
         if self.basis not in BASES:
             raise ValueError(f"tableau {self.name}: basis {self.basis!r} is not one of {BASES}")
-        for what, dims in (("carry", 1), ("weights", 2), ("noise", 2)):
+        for what, dims in DIMENSIONS.items():
             label = f"tableau {self.name}: {what}"
             object.__setattr__(self, what, checked(getattr(self, what), n, dims, label))
         object.__setattr__(self, "meta", dict(self.meta))
         # Here and not on first use, which may be inside a compiled or captured run.
-        steps = compile_steps(self.grid.nodes, self.carry, self.weights, self.noise, self.basis)
+        steps = compile_steps(self.grid.nodes, *self.rows(), self.basis)
         object.__setattr__(self, "steps", steps)
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self.grid, self.carry, self.weights, self.noise, self.basis, self.name, self.meta
+        return (
+            *(self.grid, self.carry, self.weights, self.noise),
+            *(self.basis, self.name, self.meta, self.bias),
+        )
+
+    def rows(self) -> Rows:
+        """The four arrays."""
+        return Rows(self.carry, self.weights, self.noise, self.bias)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Rebuilt from its arguments, so that copies are read-only and checked, too.
@@ -94,23 +111,32 @@ class Tableau:
         return tuple(step.live for step in self.steps)
 
     def numeric(self) -> Tableau:
-        """The table in plain numbers, tensors detached; ValueError for per-sample coefficients."""
-        carry, weights, noise = map(detached, (self.carry, self.weights, self.noise))
-        if (carry.ndim, weights.ndim, noise.ndim) != (1, 2, 2):
+        """The table in plain numbers, tensors detached; ValueError for per-sample coefficients.
+
+        Only the bias may be an image.
+        """
+        rows = Rows(*map(detached, self.rows()))
+        if (rows.carry.ndim, rows.weights.ndim, rows.noise.ndim) != (1, 2, 2):
             raise ValueError(
                 f"tableau {self.name}: this is for plain numbers, carry [N] and weights and noise "
                 f"[N, N]; its coefficients have further dimensions"
             )
-        return replace(self, carry=carry, weights=weights, noise=noise)
+        return replace(self, **rows._asdict())
 
     def expanded(self) -> Expanded:
         """All states as combinations of x[0], the outputs and the noises."""
         table, n = self.numeric(), self.grid.nfe
-        full = Expanded(np.ones(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n)))
+        full = Expanded(
+            np.ones(n + 1),
+            np.zeros((n + 1, n)),
+            np.zeros((n + 1, n)),
+            np.zeros((n + 1, *table.bias.shape[1:])),
+        )
         for row, carry in enumerate(table.carry):
             full.start[row + 1] = carry * full.start[row]
             full.outputs[row + 1] = carry * full.outputs[row] + table.weights[row]
             full.noise[row + 1] = carry * full.noise[row] + table.noise[row]
+            full.bias[row + 1] = carry * full.bias[row] + table.bias[row]
         return full
 
     @classmethod
@@ -121,30 +147,29 @@ class Tableau:
         """
         states = np.zeros_like(full.outputs[1:])
         states[:, 0] = full.start[1:]
-        return cls(grid, *eliminate(states, full.outputs[1:], full.noise[1:]), **fields)
+        rows = eliminate(states, full.outputs[1:], full.noise[1:], bias=full.bias[1:])
+        return cls(grid, **rows._asdict(), **fields)
 
     def in_basis(self, basis: Basis) -> Tableau:
         """The same sampler for outputs in another basis; exact algebra.
 
-        Outputs are replaced by m = P x + Q m' at each node (see `change_outputs`). Raises
-        ValueError if the basis is undefined on a node.
+        Outputs are replaced by m = P x + Q m' at each node (see `change_outputs`), also where
+        coefficients are per pixel. Raises ValueError if the basis is undefined on a node.
         """
         if basis == self.basis:
             return self
-        if any(isinstance(a, torch.Tensor) for a in (self.carry, self.weights, self.noise)):
+        if any(isinstance(each, torch.Tensor) for each in self.rows()):
             raise ValueError(
                 f"tableau {self.name}: a change of basis would lose the gradients of its tensors; "
                 f"call numeric() first if that is meant"
             )
-        self.numeric()
         p, q = convert(self.basis, basis, self.grid.alpha[:-1], self.grid.sigma[:-1])
-        rows = change_outputs(Rows(self.carry, self.weights, self.noise), p, q)
-        return Tableau(self.grid, *rows, basis, self.name, self.meta)
+        return replace(self, basis=basis, **change_outputs(self.rows(), p, q)._asdict())
 
     def in_form(self, form: Form) -> Tableau:
         """The same sampler on states in another form: x' = u x with alpha' = u alpha.
 
-        Exact algebra: carry' = carry u[n+1] / u[n]; weights and noise gain u[n+1]. Outputs in x0
+        Exact algebra: carry' = carry u[n+1] / u[n]; all else gains u[n+1]. Outputs in x0
         and eps are the same in any form; tables of others are brought to x0 first. The new grid
         keeps its labels and times, and has no schedule, because that has another form. Raises
         ValueError if a node is pure noise (alpha = 0) and only one of the forms can say so.
@@ -162,7 +187,12 @@ class Tableau:
         grid = replace(self.grid, alpha=alpha, sigma=sigma, schedule=None)
         carry = table.carry * unit[1:] / unit[:-1]
         return replace(
-            table, grid=grid, carry=carry, weights=table.weights * after, noise=table.noise * after
+            table,
+            grid=grid,
+            carry=carry,
+            weights=table.weights * after,
+            noise=table.noise * after,
+            bias=table.bias * trailing(unit[1:], table.bias.ndim - 1),
         )
 
     def tail(self, start: int) -> Tableau:
@@ -190,12 +220,14 @@ class Tableau:
             carry=table.carry[start:],
             weights=weights,
             noise=noise,
+            bias=table.bias[start:],
         )
 
     def order_defects(self, orders: int = 5) -> Float:
         """How far each row is from exact on lam^j, j < orders; see `defects.order_defects`.
 
-        Outputs in eps are tested as eps, all others and those of stochastic tables as x0.
+        Outputs in eps are tested as eps, all others and those of stochastic tables as x0. What a
+        bias adds is left out.
         """
         basis: Basis = "eps" if self.basis == "eps" and not self.stochastic else "x0"
         table = self.numeric().in_basis(basis)
@@ -207,7 +239,7 @@ class Tableau:
         return np.cumprod(held, axis=1).sum(axis=1)
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON (schema `fewstep.tableau`, version 1), atomically."""
+        """Write the table as JSON (schema `fewstep.tableau`), atomically."""
         write_json(Path(path), self.to_dict())
 
     @classmethod

@@ -87,7 +87,9 @@ def trace_scheduler(scheduler: Any, begin: int, check: bool) -> Tableau:
     for basis, (p, q) in maps.items():
         rows = eliminate(states + outputs * p, outputs * q, noises)
         size = np.abs(np.column_stack([rows.carry, rows.weights])).max(1, keepdims=True)
-        weights, noise = (np.where(np.abs(w) > SINGLE * size, w, 0.0) for w in rows[1:])
+        weights, noise = (
+            np.where(np.abs(w) > SINGLE * size, w, 0.0) for w in (rows.weights, rows.noise)
+        )
         tables.append(Tableau(grid, rows.carry, weights, noise, basis, name))
     return min(tables, key=lambda table: np.count_nonzero(table.weights))
 

@@ -52,7 +52,7 @@ def trace_function(sample: Callable[..., Tensor], sigmas: Sequence[float], check
         Lazy(lambda k: vector(unit[1 + n + k])),
     )
     rows = np.stack([state.numpy().reshape(-1) for state in (*seen.states, seen.result)])
-    full = Expanded(rows[:, 0], rows[:, 1 : n + 1], rows[:, n + 1 :])
+    full = Expanded(rows[:, 0], rows[:, 1 : n + 1], rows[:, n + 1 :], np.zeros(n + 1))
     levels = np.append(seen.levels, float(ladder[-1]))
     # A call between the ladder's levels, or before the last call at the same level, is a stage.
     stage = ~np.isin(levels, ladder.numpy()) | np.append(levels[:-1] <= levels[1:], False)

@@ -103,7 +103,7 @@ def shared(tables: Sequence[Tableau]) -> list[dict[int, list[int]]]:
             first = firsts.setdefault(state, p)
             if table.steps[n].call:
                 asking.setdefault(first, []).append(p)
-            row = (table.weights[n, : n + 1], table.noise[n, : n + 1])
+            row = (table.weights[n, : n + 1], table.noise[n, : n + 1], table.bias[n])
             states[p] = (first, float(table.carry[n]), *(each.tobytes() for each in row))
         nodes.append(asking)
     return nodes

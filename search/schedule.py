@@ -186,7 +186,7 @@ class SolverSchedule:
         carry = grid.sigma[1:] / grid.sigma[:-1]
         np.fill_diagonal(before, 0)
         np.fill_diagonal(before, carry - before @ grid.sigma[:-1] / grid.sigma[:-1])
-        _, weights, _ = eliminate(before, outputs, np.zeros_like(outputs))
+        weights = eliminate(before, outputs, np.zeros_like(outputs)).weights
         return Tableau(grid, carry, weights, name=name)
 
     def nodes(self) -> tuple[list[float], list[bool]]:

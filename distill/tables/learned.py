@@ -42,7 +42,7 @@ class LearnedTable(nn.Module):
     are float64. Rows that are not `free` (see `fit`) keep constant x0 exact.
 
     Raises ValueError for a table or a base that is stochastic or has stages, and for a table
-    without a schedule.
+    with a bias or without a schedule.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class LearnedTable(nn.Module):
         super().__init__()
         if table.stochastic or table.grid.stage.any():
             raise ValueError(f"{table!r}: only deterministic tables without stages are learned")
+        if table.bias.any():
+            raise ValueError(f"{table!r} has a bias, which would not follow nodes that are learned")
         self.law = table.grid.require_schedule()
         self.first, self.base = table.in_basis("x0").numeric(), base
         n = self.first.grid.nfe

@@ -34,6 +34,7 @@ def test_the_key_of_a_shard_is_that_of_its_content():
     [
         lambda own: replace(own, table=table(5)),
         lambda own: replace(own, table=table(4, "ddpm")),
+        lambda own: replace(own, table=replace(own.table, bias=[0.0, 0.0, 1e-6, 0.0])),
         lambda own: replace(own, model=heavier()),
         lambda own: replace(own, draw=replace(own.draw, seeds=range(1, 21))),
         lambda own: replace(own, draw=replace(own.draw, labels=own.draw.labels.flip(0))),

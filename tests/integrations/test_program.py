@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import fewstep
+import numpy as np
 import pytest
 import torch
-from fewstep import TableauScheduler
+from fewstep import TableauScheduler, samplers
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -85,3 +89,37 @@ def test_compiled_runs_may_differ_in_length_and_begin():
             x = step(0.5 * x.sin(), t, x, return_dict=False)[0]
         assert x.isfinite().all()
     assert counter.frame_count <= 5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_table_with_a_bias_runs_in_a_pipeline(compiled):
+    law = samplers.from_diffusers_config(SD)[0]
+    plain = samplers.build("unipc-2", fewstep.grid(law, 6, "leading"))
+    bias = np.array([0, 0.5, 0, 0, -0.25, 0.1])
+    ends = []
+    for table in (plain, replace(plain, bias=bias)):
+        scheduler = TableauScheduler(**SD, tableau=table.to_dict())
+        scheduler.set_timesteps(6)
+        assert [line.biased for line in scheduler._plan.program(0)] == [bool(table.bias.any())] * 6
+        torch._dynamo.reset()
+        step = scheduler.step
+        if compiled:
+            step = torch.compile(step, fullgraph=True, backend="eager")
+        x = start(scheduler)
+        for t in scheduler.timesteps:
+            x = step(torch.zeros_like(x), t, x, return_dict=False)[0]
+        ends.append(x)
+    denoiser = samplers.denoiser(lambda x, label: torch.zeros_like(x), law)
+    x = start(scheduler)
+    for end, table in zip(ends, (plain, replace(plain, bias=bias)), strict=True):
+        torch.testing.assert_close(end, samplers.sample(denoiser, table, x), rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(*ends)
+
+
+def test_a_bias_that_is_an_image_is_for_samplers_only():
+    law = samplers.from_diffusers_config(SD)[0]
+    table = samplers.build("ddim", fewstep.grid(law, 4, "leading"))
+    image = replace(table, bias=np.ones((4, 4, 4, 4)))
+    scheduler = TableauScheduler(**SD, tableau=image.to_dict())
+    with pytest.raises(ValueError, match="without images"):
+        scheduler.set_timesteps(4)

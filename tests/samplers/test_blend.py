@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fewstep import samplers
@@ -89,6 +91,8 @@ def test_bad_blends_are_named():
         Blend((2.0, 1.0), (table(), table()))
     with pytest.raises(ValueError, match="same number of evaluations"):
         Blend((1.0, 2.0), (table(), table(nfe=5)))
+    with pytest.raises(ValueError, match="has a bias"):
+        Blend((1.0, 2.0), (table(), replace(table(), bias=[0.0, 1.0, 0.0, 0.0])))
 
 
 def test_a_family_holds_blends(tmp_path):

@@ -33,7 +33,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def assert_same(a: Tableau, b: Tableau) -> None:
-    for field in ("carry", "weights", "noise"):
+    for field in ("carry", "weights", "noise", "bias"):
         assert same_bits(getattr(a, field), getattr(b, field)), field
     for column in COLUMNS:
         assert same_bits(getattr(a.grid, column), getattr(b.grid, column)), column
@@ -149,7 +149,7 @@ def swap_nodes(data: dict) -> None:
 BAD = [
     ("format", edit("format", value="other"), "not a file of one tableau"),
     ("no-format", drop("format"), "not a file of one tableau"),
-    ("version", edit("version", value=2), "schema version 2; this fewstep reads version 1"),
+    ("version", edit("version", value=3), "schema version 3; this fewstep reads versions 1 to 2"),
     ("no-version", drop("version"), "schema version None"),
     *[(f"no-{key}", drop(key), f"missing {key}") for key in ("name", "basis", "carry", "weights")],
     ("no-grid", drop("grid"), "missing grid"),

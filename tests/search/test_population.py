@@ -145,6 +145,16 @@ def test_any_difference_ends_what_is_shared(what):
     assert [len(asking) for asking in shared([one, replace(one)])] == [1, 1, 1]
 
 
+def test_a_bias_is_a_difference():
+    model = unet()
+    plain = samplers.build("ddim", fewstep.grid(model.schedule, 3, "karras"))
+    moved = replace(plain, bias=[0.0, 0.5, 0.0])
+    assert [list(node.values()) for node in shared([plain, moved])] == [
+        *([[0, 1]], [[0, 1]], [[0], [1]])
+    ]
+    close(population_images(model, [plain, moved], DRAW), [plain, moved], model, DRAW)
+
+
 def test_a_free_start_asks_nothing():
     model = unet()
     steps = (Step(),) * 3

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,8 @@ def test_other_tables_are_refused():
     for table in (samplers.build("ddpm", nodes), samplers.build("heun", nodes)):
         with pytest.raises(ValueError, match="only deterministic tables without stages"):
             LearnedTable(table)
+    with pytest.raises(ValueError, match="has a bias"):
+        LearnedTable(replace(samplers.build("ddim", nodes), bias=np.ones(4)))
     for base in ("heun", "ddpm"):
         with pytest.raises(ValueError, match=f"{base} takes other nodes than these"):
             LearnedTable(samplers.build("ddim", nodes), base=base)
