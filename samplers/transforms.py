@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..schedules import Grid
 from .basis import convert
-from .relations import eliminate
+from .relations import eliminate, trailing
 from .tableau import Tableau
 
 # The order of the interpolation that DC-Solver settled on.
@@ -130,8 +130,8 @@ def dualfast(
     safe = np.where(alpha > 0, alpha, 1)
     parts = parts * (-sigma / safe)
     states, outputs = parts @ moved / sigma, parts @ moved * (-alpha / sigma)
-    rows = eliminate(states, plain.weights + outputs, plain.noise, plain.carry)
-    return replace(plain, carry=rows.carry, weights=rows.weights, noise=rows.noise)
+    rows = eliminate(states, plain.weights + outputs, plain.noise, plain.carry, plain.bias)
+    return replace(plain, **rows._asdict())
 
 
 def analytic_first_step(table: Tableau, guess: Literal["eps"] | ArrayLike = "eps") -> Tableau:
@@ -142,17 +142,22 @@ def analytic_first_step(table: Tableau, guess: Literal["eps"] | ArrayLike = "eps
     image of the shape of a sample. Raises ValueError for eps at pure noise, where it says nothing
     about x0, and in a table that asks the network nothing else.
     """
-    plain, n = table.numeric(), table.grid.nfe
+    mean = None if isinstance(guess, str) else np.asarray(guess, dtype=np.float64)
+    plain = (table if mean is None else table.in_basis("x0")).numeric()
     if plain.nfe < 2 or not plain.steps[0].call:
         raise ValueError(f"{table.name}: no first evaluation that could be spared")
-    own = plain.weights[:, 0]
-    rest = plain.weights.copy()
+    first, rest = plain.weights[:, 0], plain.weights.copy()
     rest[:, 0] = 0
-    alpha, sigma = float(table.grid.alpha[0]), float(table.grid.sigma[0])
-    if alpha == 0:
+    if mean is not None:
+        share = trailing(first, mean.ndim)
+        bias = trailing(plain.bias, max(mean.ndim + 1 - plain.bias.ndim, 0))
+        return replace(plain, weights=rest, bias=bias + share * mean)
+    alpha, sigma = table.grid.alpha[:1], table.grid.sigma[:1]
+    if alpha[0] == 0:
         raise ValueError(f"{table.name} begins at pure noise, where eps says nothing about x0")
-    p, q = convert(table.basis, "eps", table.grid.alpha[:1], table.grid.sigma[:1])
-    states = np.zeros((n, n))
-    states[:, 0] = own * (p[0] + q[0] / np.hypot(alpha, sigma))
-    rows = eliminate(states, rest, plain.noise, plain.carry)
-    return replace(plain, carry=rows.carry, weights=rows.weights, noise=rows.noise)
+    # m = p x + q eps, and eps = x / sqrt(alpha^2 + sigma^2).
+    p, q = convert(table.basis, "eps", alpha, sigma)
+    states = np.zeros_like(rest)
+    states[:, 0] = first * (p + q / np.hypot(alpha, sigma))
+    rows = eliminate(states, rest, plain.noise, plain.carry, plain.bias)
+    return replace(plain, **rows._asdict())

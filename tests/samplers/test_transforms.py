@@ -12,6 +12,7 @@ import torch
 from fewstep.samplers import (
     analytic_first_step,
     build,
+    build_within,
     compensate,
     dualfast,
     exact,
@@ -140,22 +141,42 @@ def test_dualfast_in_the_first_order_part(name):
     assert np.abs(changed.weights - dualfast(table, 0.3).weights).max() > 1e-3
 
 
+GUESSES = {"eps": "eps", "number": 0.3, "image": np.array([0.3, -0.2])}
+
+
+@pytest.mark.parametrize("guess", GUESSES)
 @pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc-3", "deis-3", "ipndm-4"])
-def test_a_first_step_by_its_guess(name):
+def test_a_first_step_by_its_guess(name, guess):
     """One call less; the rest as if the network had said it."""
     grid = Grid.from_lams(VPLinear(), LAM)
     table = build(name, grid)
 
     def guessed(seen):
         x, x0, _ = seen.calls[-1]
-        # eps = x, as of a state of unit variance.
         node = seen.nodes[-1]
-        return (x - node.sigma * x) / node.alpha if node.index == 0 else x0
+        if node.index:
+            return x0
+        if guess == "eps":
+            # eps = x, as of a state of unit variance.
+            return (x - node.sigma * x) / node.alpha
+        return torch.as_tensor(GUESSES[guess], dtype=torch.float64).expand_as(x)
 
-    spared = analytic_first_step(table)
+    spared = analytic_first_step(table, GUESSES[guess])
     assert spared.nfe == table.nfe - 1
     expected = fewstep.sample(Replaced(guessed), table, start(grid))
     close(fewstep.sample(DENOISER, spared, start(grid)), expected)
+
+
+def test_a_spared_step_is_spent_elsewhere():
+    """Within a budget there is a step more, and from pure noise by the mean of the data too."""
+
+    def nodes(steps):
+        return fewstep.grid(FlowMatching(), steps)
+
+    table = build_within("unipc-3", 5, nodes, analytic_first_step=0.1)
+    assert (table.nfe, table.grid.nfe) == (5, 6)
+    plain = build_within("unipc-3", 5, nodes)
+    assert (plain.nfe, plain.grid.nfe) == (5, 5)
 
 
 def test_what_changes_nothing_is_the_solver_to_the_last_bit():
