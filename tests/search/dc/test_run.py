@@ -12,7 +12,7 @@ from fewstep.search.dc import RatioConfig, find_ratios, run
 
 from ...eval.models import tiny
 
-SMALL = {"samples": 4, "held_out": 3, "substeps": 3, "batch_size": 3}
+SMALL = {"samples": 4, "held_out": 2, "substeps": 2, "batch_size": 3}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_nothing_is_searched_twice(tmp_path, model, monkeypatch):
     calls = []
     real = run.searched
     monkeypatch.setattr(run, "searched", lambda *a: calls.append(a[2:]) or real(*a))
-    config = RatioConfig(nfe=4, **SMALL)
+    config = RatioConfig(nfe=4, method="greedy", **SMALL)
     (first,) = find_ratios(config, model, tmp_path)
     (again,) = find_ratios(config, model, tmp_path)
     assert calls == [(4, 1.0)]
@@ -48,7 +48,7 @@ def test_nothing_is_searched_twice(tmp_path, model, monkeypatch):
 
 def test_all_together_is_no_worse_than_step_by_step(tmp_path, model):
     config = RatioConfig(nfe=4, **SMALL)
-    nodes = grid(model.schedule, 4)
+    nodes = grid(model.schedule, 4, "uniform")
     course = run.course_of(config, nodes)
     lessons = run.taught(config, model, nodes, 1.0, range(4))
     assert [len(each.z) for each in lessons] == [3, 1]
@@ -67,7 +67,7 @@ def test_teachers_are_at_the_nodes(model):
     config = RatioConfig(nfe=3, **SMALL)
     nodes = grid(model.schedule, 3)
     (batch,) = run.taught(config, model, nodes, 1.0, range(3))
-    fine = samplers.build("unipc-3", run.refined(nodes, 3))
+    fine = samplers.build("unipc-3", run.refined(nodes, 2))
     truth = samplers.sample(batch.denoiser, fine, batch.start(nodes))
     assert len(batch.states) == 3
     torch.testing.assert_close(batch.states[-1], truth)
