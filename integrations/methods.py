@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import samplers
 from ..samplers import Tableau
 from ..samplers.dpm import Form, singlestep_orders
+from ..samplers.registry import CHANGES
 from ..schedules import Grid
 from .request import Config
 
@@ -129,15 +131,19 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
     Lists are as long as a run, and tried there.
     """
-    if any(isinstance(value, list | tuple) for value in options.values()):
+    inner = [v for value in options.values() if isinstance(value, Mapping) for v in value.values()]
+    if any(isinstance(value, list | tuple) for value in (*options.values(), *inner)):
         return
     try:
-        samplers.build(name, PROBE, **options)
+        with warnings.catch_warnings():
+            # A run may be within what this short one is beyond.
+            warnings.simplefilter("ignore")
+            samplers.build(name, PROBE, **options)
     except (TypeError, ValueError) as error:
         known = list(inspect.signature(samplers.solver(name).builder).parameters)[1:]
         raise ValueError(
             f"{name} cannot be built with {dict(options)}: {error}; its options are "
-            f"{', '.join(known) or 'none'}"
+            f"{', '.join((*known, *CHANGES))}"
         ) from error
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from fewstep import configs
+from fewstep.samplers import Ratios
 from fewstep.schedules import Placed, VPDiscrete, betas
 from fewstep.search.grids import config_of
 from fewstep.search.s3 import SearchConfig
@@ -98,3 +99,24 @@ def test_packaged_searches_are_good(name, monkeypatch, tmp_path):
     path = configs.find("search/s3", name)
     config = configs.checked(SearchConfig, configs.read(path), str(path))
     assert config.space_of(LAW, config.nfe[0]).nfe == config.nfe[0]
+
+
+def test_ratios_are_found_and_taken_by_a_solver(tmp_path, pipe):
+    out = tmp_path / "dc"
+    sizes = [f"--set={each}" for each in ("samples=3", "held_out=2", "substeps=2")]
+    said = run(
+        "search", "dc", "--model", pipe, "--nfe", "3,4", "--device", "cpu", *sizes, "--out", out
+    )  # fmt: skip
+    assert "RMSE on held-out noises" in said
+    assert f"ratios: {out / 'ratios.json'}" in said.replace("\n", "")
+    assert sorted(Ratios.load(out).found) == [(3, 1.0), (4, 1.0)]
+    entry = f"{{name: unipc-3, label: dc, options: {{compensate: {out}}}}}"
+    said = run(
+        "bench", "mnist", "--model", pipe, "--set", f"solvers=[ddim, {entry}]", "--nfe", 4,
+        "--metrics", "", "--images", 4, "--set", "reference=null", "--set", "extractors=[]",
+        "--name", "b", "--out", tmp_path, "--device", "cpu",
+    )  # fmt: skip
+    assert "dc" in said
+    assert "samle: no such key; did you mean samples?" in run(
+        "search", "dc", "--set", "samle=1", code=2
+    )

@@ -127,3 +127,24 @@ def test_placed_nodes_are_saved_with_the_scheduler(tmp_path):
     np.testing.assert_allclose(again.timesteps, nodes.time[:-1], atol=0.01)
     again.set_timesteps(9)
     assert len(again.timesteps) == 9
+
+
+def test_changes_of_a_solver_travel_in_the_config(tmp_path):
+    """Ratios by number and by name, and what is moved on, are those of the table that is built."""
+    for change in ({"compensate": [1, 1, 0.8, 1.2, 1.1]}, {"dualfast": 0.2}):
+        folder = tmp_path / next(iter(change))
+        TableauScheduler(
+            **SD, solver="unipc-3", spacing="lam", solver_options=change
+        ).save_pretrained(folder)
+        scheduler = TableauScheduler.from_pretrained(folder)
+        scheduler.set_timesteps(5)
+        schedule, _ = samplers.from_diffusers_config(SD)
+        table = samplers.build("unipc-3", fewstep.grid(schedule, 5, "lam"), **change)
+        ours = scheduler._plan.table.in_basis("x0")
+        np.testing.assert_allclose(ours.weights, table.weights, atol=1e-6)
+    named = {"compensate": {"ratios": "sd21", "guidance": 7.5}}
+    scheduler = TableauScheduler(**SD, solver="unipc-3", solver_options=named)
+    scheduler.set_timesteps(10)
+    assert finish(scheduler, start(scheduler)).isfinite().all()
+    with pytest.raises(ValueError, match=r"strenght.*compensate, dualfast, analytic_first_step"):
+        TableauScheduler(**SD, solver="unipc-3", solver_options={"dualfast": {"strenght": 1}})
