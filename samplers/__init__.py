@@ -11,6 +11,7 @@ from .dpm import adams, dpm, dpm_singlestep, sde_dpm
 from .executor import (
     Denoiser,
     NoiseSource,
+    RowMap,
     State,
     StateHook,
     TimeMap,
@@ -27,6 +28,7 @@ from .sa import sa
 from .streams import noise, random_labels
 from .tableau import Expanded, Tableau, TooFewEvaluations
 from .teleport import gaussian_flow, teleport
+from .time_shift import TimeShift, scale_eps, time_shift
 from .trace import trace
 from .unipc import unipc
 
@@ -36,11 +38,13 @@ __all__ = [
     "Expanded",
     "NoiseSource",
     "Prediction",
+    "RowMap",
     "Solver",
     "State",
     "StateHook",
     "Tableau",
     "TimeMap",
+    "TimeShift",
     "TooFewEvaluations",
     "adams",
     "advance",
@@ -75,10 +79,12 @@ __all__ = [
     "sa",
     "sample",
     "save_family",
+    "scale_eps",
     "sde_dpm",
     "solver",
     "solvers",
     "teleport",
+    "time_shift",
     "trace",
     "unipc",
 ]
