@@ -26,6 +26,7 @@ from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .streams import noise, random_labels
+from .suggest_shift import Suggestion, suggest_time_shift
 from .tableau import Expanded, Tableau, TooFewEvaluations
 from .teleport import gaussian_flow, teleport
 from .time_shift import TimeShift, scale_eps, time_shift
@@ -42,6 +43,7 @@ __all__ = [
     "Solver",
     "State",
     "StateHook",
+    "Suggestion",
     "Tableau",
     "TimeMap",
     "TimeShift",
@@ -83,6 +85,7 @@ __all__ = [
     "sde_dpm",
     "solver",
     "solvers",
+    "suggest_time_shift",
     "teleport",
     "time_shift",
     "trace",
