@@ -11,6 +11,7 @@ from .dpm import adams, dpm, dpm_singlestep, sde_dpm
 from .executor import (
     Denoiser,
     NoiseSource,
+    RowMap,
     State,
     StateHook,
     TimeMap,
@@ -26,8 +27,10 @@ from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .streams import noise, random_labels
+from .suggest_shift import Suggestion, suggest_time_shift
 from .tableau import Expanded, Tableau, TooFewEvaluations
 from .teleport import gaussian_flow, teleport
+from .time_shift import TimeShift, scale_eps, time_shift
 from .trace import trace
 from .transforms import analytic_first_step, compensate, dualfast
 from .unipc import unipc
@@ -39,11 +42,14 @@ __all__ = [
     "NoiseSource",
     "Prediction",
     "Ratios",
+    "RowMap",
     "Solver",
     "State",
     "StateHook",
+    "Suggestion",
     "Tableau",
     "TimeMap",
+    "TimeShift",
     "TooFewEvaluations",
     "adams",
     "advance",
@@ -81,10 +87,13 @@ __all__ = [
     "sa",
     "sample",
     "save_family",
+    "scale_eps",
     "sde_dpm",
     "solver",
     "solvers",
+    "suggest_time_shift",
     "teleport",
+    "time_shift",
     "trace",
     "unipc",
 ]

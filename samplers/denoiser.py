@@ -89,7 +89,7 @@ def call_at(node: Node, schedule: Schedule, prediction: Prediction, sigma_data: 
     `preconditioning`.
     """
     own = node.schedule is schedule or is_own(node, schedule)
-    level = node if own else level_at(schedule, node.lam)
+    level = node if own else level_of(node, schedule)
     alpha, sigma, label = level.alpha, level.sigma, level.label
     scale = 1.0 if level is node else sigma / node.sigma
     if prediction == "edm":
@@ -111,8 +111,8 @@ def several(nodes: Sequence[Node], x: Tensor) -> Node:
     """The node of a batch whose samples are each at one of their own: sample i at nodes[i].
 
     Its time, levels and label are float64 tensors [B, 1, ..] that broadcast against x, on the CPU;
-    all else is that of the first. A denoiser takes it where the nodes are of its own schedule, in
-    which they must be: ValueError for nodes of several schedules, or of one that is unknown.
+    all else is that of the first, the node that follows too. ValueError for nodes of several
+    schedules, or of one that is unknown.
     """
     first = nodes[0]
     laws = {id(node.schedule): node.schedule for node in nodes}.values()
@@ -147,6 +147,16 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
     label: float
+
+
+def level_of(node: Node, schedule: Schedule) -> Level:
+    """The level of `schedule` at the lam of a node, or at those of `several`."""
+    lam: Any = node.lam
+    if not isinstance(lam, Tensor):
+        return level_at(schedule, lam)
+    every = [level_at(schedule, each) for each in lam.flatten().tolist()]
+    levels: Any = torch.tensor(every, dtype=torch.float64).T.reshape(3, *lam.shape)
+    return Level(*levels)
 
 
 @lru_cache(maxsize=4096)

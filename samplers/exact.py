@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,28 +30,34 @@ class Mixture:
     tail: Tensor
 
     def __call__(self, x: Tensor, node: Node) -> Tensor:
-        """Posterior mean at alpha, sigma of the node."""
+        """Posterior mean at alpha, sigma of the node, or of each sample's (see `several`)."""
         means, vectors, values, tail, log_weights = (
             item.to(x.device)
             for item in (self.means, self.vectors, self.values, self.tail, self.log_weights)
         )
-        alpha, sigma2 = node.alpha, node.sigma**2
+        levels: tuple[Any, Any] = (node.alpha, node.sigma)
+        alpha, sigma = (
+            level.to(x.device).double().view(-1, 1, 1) if isinstance(level, Tensor) else level
+            for level in levels
+        )
+        sigma2 = sigma**2
         flat = x.reshape(len(x), 1, -1).double()
         gap = flat - alpha * means  # [B, J, D]
         inside = torch.einsum("bjd,jdr->bjr", gap, vectors)
-        spread, outer = alpha**2 * values + sigma2, alpha**2 * tail + sigma2
+        spread, outer = alpha**2 * values + sigma2, alpha**2 * tail[:, None] + sigma2
         rest = means.shape[1] - values.shape[1]
         outside = (gap**2).sum(-1) - (inside**2).sum(-1)
         log_density = -0.5 * (
             (inside**2 / spread).sum(-1)
-            + outside.clamp_min(0) / outer
+            + outside.clamp_min(0) / outer[..., 0]
             + spread.log().sum(-1)
-            + rest * outer.log()
+            + rest * outer[..., 0].log()
         )
         share = torch.softmax(log_weights + log_density, dim=1)
         # Posterior mean of a component: mean + alpha C (alpha^2 C + sigma^2)^-1 gap.
-        lift = alpha * (values / spread - (tail / outer)[:, None])
-        mean = means + alpha * (tail / outer)[:, None] * gap
+        shrink = tail[:, None] / outer
+        lift = alpha * (values / spread - shrink)
+        mean = means + alpha * shrink * gap
         mean = mean + torch.einsum("bjr,jdr->bjd", inside * lift, vectors)
         return torch.einsum("bj,bjd->bd", share, mean).reshape(x.shape).to(x.dtype)
 

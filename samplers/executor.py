@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..schedules.grid import Node
+from .program import Step
 from .streams import standard_normal
 from .sums import combine, mix
 from .tableau import Tableau
@@ -27,7 +28,8 @@ class State:
 
     `x` [B, ...] is the state at node `step`; `outputs` and `noises` are those that later rows
     still use, like-shaped, and `live` and `live_noises` say which they are; `seeds` are the random
-    streams, one per sample (empty for a deterministic table).
+    streams, one per sample (empty for a deterministic table); `memory` is what hooks remember of
+    each sample, [B, ...] on any device.
     """
 
     x: Tensor
@@ -37,6 +39,7 @@ class State:
     live: tuple[int, ...] = ()
     live_noises: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def take(self, index: Sequence[int]) -> State:
         """The samples `index`, in that order and possibly repeated, each with its own stream.
@@ -55,6 +58,7 @@ class State:
             outputs=tuple(m[rows] for m in self.outputs),
             noises=tuple(z[rows] for z in self.noises),
             seeds=tuple(self.seeds[i] for i in index) if self.seeds else (),
+            memory={name: each[rows.to(each.device)] for name, each in self.memory.items()},
         )
 
     def repeat(self, n: int) -> State:
@@ -66,6 +70,10 @@ class State:
         if len(seeds) != len(self.x):
             raise ValueError(f"{len(seeds)} seeds for a batch of {len(self.x)}")
         return replace(self, seeds=tuple(int(seed) for seed in seeds))
+
+
+# What is run in place of a row at this state, which comes back with what is remembered of it.
+RowMap = Callable[[State, Step], tuple[State, Step]]
 
 
 def initial(table: Tableau, x: Tensor, seeds: Sequence[int] | None = None) -> State:
@@ -91,6 +99,7 @@ def advance(
     table: Tableau,
     steps: int = 1,
     *,
+    row_map: RowMap | None = None,
     time_map: TimeMap | None = None,
     on_state: StateHook | None = None,
     callback: Callable[[State, Tensor | None], Any] | None = None,
@@ -101,7 +110,7 @@ def advance(
     Hooks are those of `sample`.
     """
     x, outputs, noises, n = state.x, state.outputs, state.noises, state.step
-    rows = table.steps
+    rows, seen = table.steps, row_map is not None or callback is not None
     if steps < 0 or not 0 <= n <= len(rows):
         raise ValueError(f"cannot run {steps} steps from step {n} of {table!r}")
     before = rows[n - 1] if n else None
@@ -110,7 +119,11 @@ def advance(
             f"the state comes from another table: at step {n} it holds outputs {state.live}, "
             f"{table!r} needs {before.live}"
         )
-    for row in rows[n : n + steps]:
+    end = min(n + steps, len(rows))
+    for row in rows[n:end]:
+        if row_map is not None:
+            state, row = row_map(state, row)
+            x, outputs, noises = state.x, state.outputs, state.noises
         x0 = None
         if row.call:
             x0 = denoiser(x, row.node if time_map is None else time_map(x, row.node))
@@ -125,18 +138,20 @@ def advance(
             k = row.node.index
             z = noise(k, x) if noise is not None else standard_normal(state.seeds, k, x)
             noises = (*noises, z)
-        x = combine(row, x, outputs, noises)
-        outputs = tuple([outputs[i] for i in row.keep])
-        noises = tuple([noises[i] for i in row.keep_noise])
         n += 1
+        x = combine(row, x, outputs, noises)
         if on_state is not None and not table.grid.stage[n]:
             x = on_state(x, table.grid.nodes[n])
+        outputs = tuple([outputs[i] for i in row.keep])
+        noises = tuple([noises[i] for i in row.keep_noise])
+        # Made where someone sees it: it costs as much as a fifth of a small step.
+        if seen or n == end:
+            state = State(
+                x, n, outputs, noises, row.live, row.live_noise, state.seeds, state.memory
+            )
         if callback is not None:
-            callback(State(x, n, outputs, noises, row.live, row.live_noise, state.seeds), x0)
-    if n == state.step:
-        return state
-    last = rows[n - 1]
-    return State(x, n, outputs, noises, last.live, last.live_noise, state.seeds)
+            callback(state, x0)
+    return state
 
 
 def sample(
@@ -146,6 +161,7 @@ def sample(
     *,
     seeds: Sequence[int] | None = None,
     start: StateHook | None = None,
+    row_map: RowMap | None = None,
     time_map: TimeMap | None = None,
     on_state: StateHook | None = None,
     callback: Callable[[State, Tensor | None], Any] | None = None,
@@ -169,6 +185,10 @@ def sample(
         One random stream per sample, for tables that draw noise (see `initial`).
     start
         (x, node 0) -> x, applied once before the first step.
+    row_map
+        (state, row) -> state, row, called before every row: what is run instead, and on what. The
+        row may have coefficients and a node for each sample (see `several`), and must keep what
+        the table's row keeps; what it needs to know of earlier rows is in `state.memory`.
     time_map
         (x, node) -> node that the denoiser is given instead; the row keeps its own levels.
     on_state
@@ -191,6 +211,7 @@ def sample(
         denoiser,
         table,
         table.grid.nfe,
+        row_map=row_map,
         time_map=time_map,
         on_state=on_state,
         callback=callback,

@@ -26,8 +26,8 @@ class Step(NamedTuple):
 
     node: Node
     call: bool
-    of_x: float
-    of_x0: float
+    of_x: Coefficient
+    of_x0: Coefficient
     draws: bool
     carry: Coefficient
     weights: Pairs

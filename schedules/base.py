@@ -74,7 +74,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def label(self, t: ArrayLike) -> Float:
-        """What a network trained on this schedule is told at time t."""
+        """What a network trained on this schedule is told at time t, rising with t."""
+
+    @abstractmethod
+    def time_of(self, label: ArrayLike) -> Float:
+        """Exact inverse of `label`."""
 
     def alpha(self, t: ArrayLike) -> Float:
         """Signal scale alpha(t)."""

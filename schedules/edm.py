@@ -57,3 +57,7 @@ class EDM(Schedule):
     @override
     def label(self, t: ArrayLike) -> Float:
         return -0.25 * self.lam(t)
+
+    @override
+    def time_of(self, label: ArrayLike) -> Float:
+        return np.exp(4 * np.asarray(label, dtype=np.float64))

@@ -43,3 +43,8 @@ class FlowMatching(Schedule):
     @override
     def label(self, t: ArrayLike) -> Float:
         return 1000 * self.sigma(t)
+
+    @override
+    def time_of(self, label: ArrayLike) -> Float:
+        sigma = np.asarray(label, dtype=np.float64) / 1000
+        return sigma / (sigma + self.shift * (1 - sigma))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -197,6 +197,15 @@ class Grid:
             for name in COLUMNS[:-1]
         }
         return Grid(**columns, stage=stage, schedule=self.schedule)
+
+    def with_times(self, times: ArrayLike) -> Grid:
+        """These nodes at other times of `schedule`, N + 1; those that stay keep their numbers."""
+        fresh = Grid.from_times(self.require_schedule(), times, self.stage)
+        stay = fresh.time == self.time
+        columns = {
+            name: np.where(stay, getattr(self, name), getattr(fresh, name)) for name in COLUMNS[:-1]
+        }
+        return replace(self, **columns)
 
     def select(self, index: Sequence[int], stage: Sequence[bool]) -> Grid:
         """The nodes `index`, in that order and possibly repeated, with new stage marks."""

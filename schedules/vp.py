@@ -80,6 +80,10 @@ class VPLinear(Schedule):
         """1000 t, the convention of the continuous networks of Song et al."""
         return 1000 * as_times(t, 0, 1, "VPLinear")
 
+    @override
+    def time_of(self, label: ArrayLike) -> Float:
+        return np.asarray(label, dtype=np.float64) / 1000
+
 
 @dataclass(frozen=True)
 class VPCosine(Schedule):
@@ -128,6 +132,10 @@ class VPCosine(Schedule):
     def label(self, t: ArrayLike) -> Float:
         """1000 t."""
         return 1000 * as_times(t, 0, 1, "VPCosine")
+
+    @override
+    def time_of(self, label: ArrayLike) -> Float:
+        return np.asarray(label, dtype=np.float64) / 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +251,10 @@ class VPDiscrete(Schedule):
     @override
     def label(self, t: ArrayLike) -> Float:
         return np.asarray(t, dtype=np.float64)
+
+    @override
+    def time_of(self, label: ArrayLike) -> Float:
+        return np.asarray(label, dtype=np.float64)
 
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid")

@@ -54,6 +54,15 @@ def test_the_page_of_grids_places_some(tmp_path, monkeypatch):
     assert [table.nfe for table in names["tables"]] == [6, 6, 6]
 
 
+def test_the_page_of_time_shift_samples():
+    names = {}
+    exec(block("docs/time-shift.md"), names)
+    assert names["images"].shape == (4, 1, 28, 28)
+    bare = fewstep.sample(names["denoiser"], names["shift"].table, names["x"])
+    assert not torch.equal(names["images"], bare)
+    assert names["found"].window >= 0
+
+
 def test_the_page_of_discrete_samplers_writes_text(capsys):
     exec(block("docs/discrete.md"), {})
     lines = capsys.readouterr().out.split("\n")

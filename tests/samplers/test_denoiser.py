@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from fewstep.samplers import denoiser, exact, from_diffusers, from_diffusers_config, guidance
-from fewstep.samplers.denoiser import checkpointed
+from fewstep.samplers.denoiser import checkpointed, several
 from fewstep.schedules import EDM, FlowMatching, Grid, VPDiscrete, VPLinear, betas
 
 TRUTH = exact.mixture([[1.0, -1], [0.5, 2]], std=[0.3, 0.6])
@@ -62,6 +62,28 @@ def test_any_network_on_any_grid(schedule, prediction, form):
         node = Grid.from_lams(form, [lam, 4.0]).nodes[0]
         x = torch.randn((3, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         torch.testing.assert_close(wrapped(x, node), TRUTH(x, node), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow", "edm"])
+@pytest.mark.parametrize("form", [VPLinear(), EDM(), FlowMatching()])
+def test_samples_at_their_own_nodes(prediction, form):
+    """In one batch as one by one: labels, scales and predictions are each sample's."""
+    schedule, seen = VPLinear(), []
+
+    def network(x, label):
+        seen.append(label)
+        return torch.tanh(x + label.double().view(-1, 1, 1) / 700)
+
+    wrapped = denoiser(network, schedule, prediction)
+    nodes = Grid.from_lams(form, [-2.0, 0.0, 2.5, 4.0]).nodes[:3]
+    x = torch.randn((3, 2, 4), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    alone = torch.cat([wrapped(x[i : i + 1], node) for i, node in enumerate(nodes)])
+    labels = torch.cat(seen)
+    torch.testing.assert_close(wrapped(x, several(nodes, x)), alone, rtol=1e-12, atol=1e-12)
+    assert torch.equal(seen[-1], labels)
+    assert labels.shape == (3,)
+    assert labels.dtype == torch.float32
+    assert len(labels.unique()) == 3
 
 
 @pytest.mark.parametrize("form", [VPDiscrete(betas()), EDM()])

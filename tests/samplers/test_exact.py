@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep.samplers import exact
+from fewstep.samplers.denoiser import several
 from fewstep.schedules import FlowMatching, Grid, VPLinear
 
 NODE = Grid.from_lams(VPLinear(), [-0.3, 1.0]).nodes[0]
@@ -101,3 +102,16 @@ def test_bad_covariances_are_refused():
         exact.mixture([[0.0], [1.0]], [1.0, -1.0], std=1)
     with pytest.raises(ValueError, match="either cov or std"):
         exact.mixture([[0.0]])
+
+
+def test_samples_at_their_own_nodes():
+    """One batch of several levels is as good as one by one."""
+    rng = np.random.default_rng(1)
+    factors = rng.normal(size=(2, 4, 4))
+    full = exact.mixture(rng.normal(size=(2, 4)), [0.3, 0.7], cov=factors @ factors.swapaxes(1, 2))
+    round_ = exact.mixture(rng.normal(size=(2, 4)), std=[0.3, 0.6])
+    nodes = fewstep.grid(VPLinear(), 6, "lam").nodes[1:3]
+    x = torch.from_numpy(rng.normal(size=(2, 2, 2)))
+    for denoiser in (full, round_):
+        alone = torch.cat([denoiser(x[i : i + 1], node) for i, node in enumerate(nodes)])
+        torch.testing.assert_close(denoiser(x, several(nodes, x)), alone, rtol=1e-12, atol=1e-12)

@@ -51,6 +51,7 @@ def test_identity_hooks_change_no_bit(name):
         start(),
         seeds=range(4),
         start=lambda x, node: x,
+        row_map=lambda state, row: (state, row),
         time_map=lambda x, node: node,
         on_state=lambda x, node: x,
         callback=lambda state, x0: None,
@@ -82,6 +83,48 @@ def test_hooks_see_what_they_should():
     assert torch.equal(moved, torch.zeros_like(moved))
     shifted = sample(DENOISER, table, start(), start=lambda x, node: x + 1)
     assert torch.equal(shifted, sample(DENOISER, table, start() + 1))
+
+
+def damped(state, row):
+    """A row with coefficients for each sample, which fade with the rows that a sample has seen."""
+    count = state.memory.get("count", torch.zeros(len(state.x), 1, dtype=torch.float64)) + 1
+    weights = tuple((i, weight / count) for i, weight in row.weights)
+    return replace(state, memory={**state.memory, "count": count}), row._replace(weights=weights)
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc-3", "heun", "sde-dpmpp-2m"])
+def test_mapped_rows_go_on_from_what_is_remembered(name):
+    table, seeds = build(name, GRID), [11, 12, 13, 14]
+    whole = sample(DENOISER, table, start(), seeds=seeds, row_map=damped)
+    for k in range(table.grid.nfe + 1):
+        state = advance(initial(table, start(), seeds), DENOISER, table, k, row_map=damped)
+        if k:
+            assert state.memory["count"].tolist() == [[k]] * 4
+        for part, index in (
+            (state, [0, 1, 2, 3]),
+            (state.take([2, 0]), [2, 0]),
+            (state.repeat(2), [0, 0, 1, 1, 2, 2, 3, 3]),
+        ):
+            rest = advance(part, DENOISER, table, table.grid.nfe, row_map=damped)
+            assert torch.equal(rest.x, whole[index])
+    # By hand, from the table; nothing is left for the one that follows.
+    fade = table.weights / np.arange(1, table.grid.nfe + 1)[:, None]
+    by_hand = sample(DENOISER, replace(table, weights=fade), start(), seeds=seeds)
+    torch.testing.assert_close(whole, by_hand)
+
+
+def test_a_mapped_row_runs_on_the_state_it_comes_with():
+    table = build("ddim", GRID)
+    seen = []
+
+    def moved(state, row):
+        seen.append((state.step, row.node.index))
+        return replace(state, x=state.x + 1), row
+
+    state = advance(initial(table, start()), DENOISER, table, 1, row_map=moved)
+    assert torch.equal(state.x, advance(initial(table, start() + 1), DENOISER, table, 1).x)
+    advance(state, DENOISER, table, 2, row_map=moved)
+    assert seen == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_same_seed_same_image_for_any_split():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import fewstep
 import numpy as np
 import pytest
@@ -164,6 +166,26 @@ def test_stages_lie_at_fractions_of_lam():
     h = np.diff(grid.lam)[:2]
     np.testing.assert_allclose(staged.lam[[1, 4]], grid.lam[:2] + h / 3, atol=1e-12)
     np.testing.assert_allclose(staged.lam[[2, 5]], grid.lam[:2] + 2 * h / 3, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_nodes_at_other_times(name):
+    """Those that stay keep what they have, also if it is not quite that of the law."""
+    law = LAWS[name]
+    times = np.linspace(law.t_max, law.t_min, 6)
+    grid = Grid.from_times(law, times)
+    grid = dataclasses.replace(grid, label=grid.label + 0.25)
+    moved = times.copy()
+    moved[2] = times[[2, 3]].mean()
+    other = grid.with_times(moved)
+    for column in ("time", "alpha", "sigma", "lam"):
+        assert (getattr(other, column) == getattr(Grid.from_times(law, moved), column)).all()
+    assert np.flatnonzero(other.label != grid.label).tolist() == [2]
+    assert other.label[2] == law.label(moved[2])
+    assert other.schedule is law
+    moved[2] = times[3]
+    with pytest.raises(ValueError, match="repeats"):
+        grid.with_times(moved)
 
 
 def test_stages_may_repeat_but_not_end_a_grid():

@@ -131,6 +131,14 @@ def test_edm_is_its_own_time():
     np.testing.assert_allclose(EDM().label(t), np.log(t) / 4, rtol=1e-13)
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_times_of_labels_come_back(name):
+    law = LAWS[name]
+    t = np.linspace(law.t_min, law.t_max, 57)
+    np.testing.assert_allclose(law.time_of(law.label(t)), t, rtol=1e-13, atol=1e-15)
+    assert (np.diff(law.label(t)) > 0).all()
+
+
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("n", [10, 1000])
 def test_discrete_levels_are_the_cumulative_product(kind, n):
