@@ -20,13 +20,15 @@ from .executor import (
 )
 from .family import families, is_family, load_family, save_family
 from .fit import fit
+from .gaussian_data import GaussianData, load_pca
+from .gaussian_fit import fit_gaussian
 from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .streams import noise, random_labels
 from .tableau import Expanded, Tableau, TooFewEvaluations
-from .teleport import gaussian_flow, teleport
+from .teleport import gaussian_flow, skip_time, teleport
 from .trace import trace
 from .unipc import unipc
 
@@ -34,6 +36,7 @@ __all__ = [
     "Basis",
     "Denoiser",
     "Expanded",
+    "GaussianData",
     "NoiseSource",
     "Prediction",
     "Solver",
@@ -58,6 +61,7 @@ __all__ = [
     "exact",
     "families",
     "fit",
+    "fit_gaussian",
     "from_diffusers",
     "from_diffusers_config",
     "gaussian_flow",
@@ -68,6 +72,7 @@ __all__ = [
     "is_family",
     "lcm",
     "load_family",
+    "load_pca",
     "noise",
     "pndm",
     "random_labels",
@@ -76,6 +81,7 @@ __all__ = [
     "sample",
     "save_family",
     "sde_dpm",
+    "skip_time",
     "solver",
     "solvers",
     "teleport",
