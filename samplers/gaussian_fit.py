@@ -54,7 +54,7 @@ def fit_gaussian(
     # Near enough to all means that no digits cancel.
     origin = first[0].flatten(1).double().mean(0)
     dim = len(origin)
-    if passes_for(dim, rank, passes) == 1:
+    if rank is None or passes_for(dim, rank, passes) == 1:
         found = moments(batches, groups, origin, None)
         values, vectors = torch.linalg.eigh(symmetric(found.products))
     else:
