@@ -51,6 +51,16 @@ def generate(
     noise_device: Annotated[
         str, typer.Option(help="cpu: the same images anywhere; cuda: the noise of EDM's scripts.")
     ] = "cpu",
+    teleport: Annotated[
+        str | None,
+        typer.Option(help="Begin late by these laws: a file of `stats --gaussian`, or mnist."),
+    ] = None,
+    skip: Annotated[
+        float | None, typer.Option(help="Where: sigma / alpha; goes with --teleport.")
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Of mnist: the law of each digit.")
+    ] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Execute a .pkl; see `fewstep convert`.")
     ] = False,
@@ -68,10 +78,13 @@ def generate(
     `accelerate launch --num_processes 8 -m fewstep.cli generate ..` shares the work over GPUs.
     """
     first, count = seed_range(seeds)
+    if (teleport is None) != (skip is None) or (per_class and teleport is None):
+        raise ValueError("--teleport and --skip go together, and --per-class with them")
+    start = None if teleport is None else {"teleport": teleport, "skip": skip, "classes": per_class}
     asked: dict[str, Any] = {"id": model, "dtype": dtype, "trust_pickle": trust_pickle}
     values = {
         "model": asked | ({"prompts": str(prompts)} if prompts else {}),
-        "solver": solver,
+        "solver": {"name": solver, "start": start},
         "nfe": nfe,
         "spacing": spacing,
         "first": first,

@@ -19,12 +19,14 @@ from ..eval.evaluate import (
 )
 from ..eval.extractors import EXTRACTORS, Extractor, extractor
 from ..eval.formats import check_savable, load_statistics, save_statistics
+from ..eval.gaussian import PUBLISHED, gaussian_of
 from ..eval.metrics import Estimate
 from ..eval.models import pick_device
 from ..eval.report.tables import shown, with_error
 from ..eval.score import MEASURES, check_metrics, measure_of, takes_members, title
 from ..eval.sources import open_images
 from ..eval.statistics import MEMBERS, Statistics, facts_of
+from ..samplers.gaussian_data import By, GaussianData, check_suffix, load_pca
 from ..storage import write_json
 from . import console
 from .app import app
@@ -60,7 +62,12 @@ def stats(
     source: Annotated[
         str, typer.Argument(help="Images: a folder, .zip, .npz, hf:NAME, mnist. Or statistics.")
     ],
-    file: Annotated[Path, typer.Option("--out", help="FILE.npz, or FILE.pkl as EDM2 reads it.")],
+    file: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="FILE.npz, or FILE.pkl as EDM2 reads it; --gaussian: FILE.safetensors."
+        ),
+    ],
     extractor: Named = "inception",
     option: Options = None,
     members: Annotated[
@@ -70,6 +77,18 @@ def stats(
     size: Size = None,
     convention: Convention = None,
     batch_size: Batch = 100,
+    gaussian: Annotated[
+        bool, typer.Option("--gaussian", help="The normal law of the pixels, for teleportation.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Its leading directions to keep; default: all.")
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="One law for each label (folder, `labels` in .npz).")
+    ] = False,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, help="One law for each of so many clusters (k-means).")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Reference statistics of real images, once and for all; or turn those of another program.
@@ -77,13 +96,30 @@ def stats(
     The .npz is read by EDM, pytorch-fid, clean-fid and ADM too (mu, sigma, mu_s, sigma_s). Files of
     EDM, EDM2 (.pkl), ADM, clean-fid, pytorch-fid and score_sde are read. Take the training set that
     the paper took: for CIFAR-10 that is all 50,000 training images.
+
+    With --gaussian it is the mean and covariance of the pixels, for runs that begin late (`start`
+    of a solver, `generate --teleport`), also from the PCA files that are published (.pt):
+
+    fewstep stats mnist --gaussian --rank 128 --per-class --out mnist-gaussian.safetensors
     """
+    if gaussian:
+        refuse(
+            {"--members": members, "--convention": convention, "--option": option},
+            "is about features, and --gaussian about pixels",
+        )
+        laws = gaussian_laws(source, file, rank, per_class, clusters, size, batch_size)
+        console.out.print(f"{spoken(laws)}: {file}", highlight=False, soft_wrap=True)
+        return
+    refuse(
+        {"--rank": rank, "--per-class": per_class or None, "--clusters": clusters},
+        "is about normal laws of pixels: say --gaussian, too",
+    )
     if is_statistics(Path(source)):
         # No network is needed to rewrite a file.
-        given = {"--members": members, "--size": size, "--option": option}
-        wrong = [name for name, value in given.items() if value is not None]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is about images, and {source} holds statistics of some")
+        refuse(
+            {"--members": members, "--size": size, "--option": option},
+            f"is about images, and {source} holds statistics of some",
+        )
         found = load_statistics(Path(source), extractor, convention)
     else:
         used = built(extractor, option, device)
@@ -100,6 +136,51 @@ def stats(
             )
     save_statistics(found, file)
     console.out.print(f"{described(found)}: {file}", highlight=False, soft_wrap=True)
+
+
+def refuse(options: dict[str, Any], reason: str) -> None:
+    """ValueError that names the first option that was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} {reason}")
+
+
+def gaussian_laws(
+    source: str,
+    file: Path,
+    rank: int | None,
+    per_class: bool,
+    clusters: int | None,
+    size: int | None,
+    batch_size: int,
+) -> GaussianData:
+    """Write the normal laws of images, or of a published PCA, to a file."""
+    check_suffix(file)
+    if per_class and clusters is not None:
+        raise ValueError("--per-class and --clusters are two ways to tell images apart: give one")
+    if Path(source).suffix in PUBLISHED:
+        if per_class or clusters is not None or size is not None:
+            raise ValueError(f"{source} is one law already: --rank is all that can be chosen")
+        laws = load_pca(source, rank)
+    else:
+        images = open_images(source, size)
+        by: By = "class" if per_class else "all" if clusters is None else "cluster"
+        with progress_bar("stats") as progress:
+            laws = gaussian_of(
+                images, by, rank, count=clusters or 1, batch_size=batch_size, progress=progress
+            )
+    laws.save(file)
+    return laws
+
+
+def spoken(laws: GaussianData) -> str:
+    """What normal laws are of, and how much of the variance their directions hold, in a line."""
+    count, dim, rank = laws.law.vectors.shape
+    low, high = laws.explained.min(), laws.explained.max()
+    share = f"{low:.2%}" if count == 1 else f"{low:.2%} to {high:.2%}"
+    kind = "1 normal law" if count == 1 else f"{count} normal laws by {laws.by}"
+    origin = laws.origin.get("images", laws.origin.get("data"))
+    return f"{kind} of {origin}, {rank} of {dim} directions with {share} of the variance"
 
 
 def described(found: Statistics) -> str:

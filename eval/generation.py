@@ -11,7 +11,8 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 from ..schedules.grid import End
 from ..storage import digest, environment, read_json, write_arrays, write_json
 from .extractors import Extractor
-from .job import Job, numbers
+from .gaussian import teleporting
+from .job import Job, begun, numbers
 from .models import Draw, LabelRule, Model, label_rule, pick_device
 from .processes import ALONE, Processes, check_shared
 from .progress import Counter, Progress, silent
@@ -72,7 +73,8 @@ def job_for(config: GenerateConfig, model: Model, extractors: tuple[Extractor, .
     table = table_within(law, config.solver, config.nfe, config.spacing, config.end, scale)
     seeds = range(config.first, config.first + config.count)
     labels = label_rule(config.labels, model.classes, model.shape, seeds, config.noise_device)
-    draw = Draw(seeds, labels, config.guidance, config.noise_device)
+    laws = teleporting(config.solver.start, model.shape, model.classes)
+    draw = Draw(seeds, labels, config.guidance, config.noise_device, laws)
     return Job(
         model,
         table,
@@ -129,7 +131,10 @@ def claim(
     """Write the settings into a folder; ValueError with a diff if it has those of other images."""
     path = folder / SETTINGS
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE}
-    digests = {"weights": job.model.fingerprint, "table": digest(*numbers(job.table))}
+    digests = {
+        "weights": job.model.fingerprint,
+        "table": digest(*numbers(job.table), *begun(job.draw)),
+    }
     mine = settings | digests
     theirs = read_json(path)["settings"] if path.exists() else mine
     other = {key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)}

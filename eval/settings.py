@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
@@ -83,13 +84,32 @@ Scales = Annotated[
 ]
 
 
+class StartConfig(BaseModel):
+    """Where a run begins: Gaussian teleportation past the first steps, which asks no network.
+
+    The noise of the schedule's own beginning goes along the closed form of a normal law of the
+    data, `teleport`, to where sigma / alpha is `skip`, and all evaluations are spent from there on.
+    `teleport` is a file of laws (see `gaussian_from`), or mnist with one law of all digits or, if
+    `classes`, one of each.
+    """
+
+    model_config = STRICT
+
+    teleport: str
+    skip: PositiveFloat
+    classes: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.teleport}{' by class' if self.classes else ''} to {self.skip:g}"
+
+
 class SolverConfig(BaseModel):
     """One curve of the plot: a solver with its options, and what else is its own.
 
     `label` is its name in the report. `spacing`, `end` and `nfe` take the place of those of the
     run, and `grid` are further options of `schedules.grid`. `law: vp` does it all in the time of
     the linear variance-preserving law that begins and ends where the model does, as DEIS wants it
-    on EDM networks.
+    on EDM networks. `start` lets it begin later than where noise is drawn.
     """
 
     model_config = STRICT
@@ -100,6 +120,7 @@ class SolverConfig(BaseModel):
     end: End | None = None
     nfe: tuple[PositiveInt, ...] = ()
     law: Literal["vp"] | None = None
+    start: StartConfig | None = None
     grid: dict[str, float] = {}
     options: dict[str, Any] = {}
 
@@ -186,10 +207,12 @@ def table_within(
     """The table of one solver that spends `nfe`, or the most below that it can.
 
     Of a file of tables it is one of those, at that `guidance` where they depend on it, as ratios of
-    a file may. Raises TooFewEvaluations if it can spend none, and ValueError if tables are of
-    another noise schedule.
+    a file may. With a `start` it begins where that ends. Raises TooFewEvaluations if it can spend
+    none, and ValueError if tables are of another noise schedule, or it cannot begin there.
     """
     if samplers.is_family(solver.name):
+        if solver.start is not None:
+            raise ValueError(f"{solver.name} has nodes of its own: no start")
         try:
             table = within(samplers.load_family(solver.name, guidance), nfe)
         except samplers.TooFewEvaluations as error:
@@ -203,9 +226,14 @@ def table_within(
     if solver.law == "vp":
         law = VPLinear.between(*(float(schedule.nsr(t)) for t in (schedule.t_min, schedule.t_max)))
 
+    places: dict[str, Any] = dict(solver.grid)
+    if solver.start is not None:
+        if "t_max" in places:
+            raise ValueError(f"{solver.label or solver.name}: start.skip and t_max say the same")
+        places["t_max"] = samplers.skip_time(law, solver.start.skip)
+
     def make_grid(steps: int) -> Grid:
-        rule = solver.spacing or spacing
-        return grid(law, steps, rule, end=solver.end or end, **solver.grid)  # type: ignore[arg-type]
+        return grid(law, steps, solver.spacing or spacing, end=solver.end or end, **places)
 
     options = solver.options
     if isinstance(options.get("compensate"), str) and guidance is not None:

@@ -24,8 +24,9 @@ from .images import Pixels, quantise
 SUFFIXES = (".png", ".bmp", ".webp", ".jpg", ".jpeg", ".ppm", ".tif", ".tiff")
 LOSSY = (".jpg", ".jpeg")
 PACKAGED = ("mnist",)
-# Of arrays of images in .npz files.
+# Of arrays of images in .npz files, and of their labels.
 NAMES = ("arr_0", "images", "pixels")
+LABELS = ("labels", "arr_1")
 # Pillow's modes without colours.
 GRAY = ("1", "L", "LA", "La")
 DAMAGE = (OSError, ValueError, EOFError, BadZipFile, zlib.error)
@@ -37,7 +38,8 @@ class ImageSet:
     """`count` images of one size; `read(positions)` gives some as uint8 [n, C, H, W].
 
     `identity` changes when the images do; `lossy` says that they were compressed as JPEG, which by
-    itself moves distances.
+    itself moves distances. `labels` int64 [count] are the classes, from 0, and `classes` their
+    names, of sets that have any.
     """
 
     name: str
@@ -45,6 +47,8 @@ class ImageSet:
     read: Callable[[Sequence[int]], Tensor]
     identity: str
     lossy: bool = False
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, `size` at a time."""
@@ -59,13 +63,16 @@ def open_images(source: str, size: int | None = None) -> ImageSet:
     uint8 [N, H, W, C] as `arr_0`, `images` or `pixels` (that of ADM's samples), or [N, C, H, W].
     "hf:NAME" or "hf:NAME:SPLIT" is a data set of the hub (needs the package datasets). `size` cuts
     out the central square and resizes it, as Pillow's bicubic; without it all must have one size.
+    Labels are those of an .npz, as `labels` or `arr_1`, or of the folders that image files lie in,
+    numbered in the order of their names (numbers by their value).
     Raises ValueError for anything else, FileNotFoundError if there is nothing.
     """
     if size is not None and size < 1:
         raise ValueError(f"images are resized to 1 x 1 pixels at least, not {size}")
     path = Path(source)
     if source in PACKAGED:
-        return in_memory(source, quantise(zoo.mnist().images), size)
+        digits = zoo.mnist()
+        return in_memory(source, quantise(digits.images), size, digits.labels)
     if source.startswith("hf:"):
         return from_hub(source, size)
     if not path.exists():
@@ -75,18 +82,24 @@ def open_images(source: str, size: int | None = None) -> ImageSet:
     if path.suffix == ".zip":
         return from_zip(path, size)
     if path.suffix in (".npz", ".npy"):
-        return in_memory(source, from_array(path), size)
+        return in_memory(source, from_array(path), size, labels_beside(path))
     raise ValueError(f"{source}: give a folder, a .zip, an .npz or .npy file, or {PACKAGED[0]}")
 
 
-def in_memory(name: str, pixels: Tensor, size: int | None = None) -> ImageSet:
-    """A set that is a tensor already, uint8 [N, C, H, W]."""
+def in_memory(
+    name: str, pixels: Tensor, size: int | None = None, labels: Tensor | None = None
+) -> ImageSet:
+    """A set that is a tensor already, uint8 [N, C, H, W], with labels int64 [N] if it has any."""
     if size is not None:
         pictures = (
             Image.fromarray(layers.permute(1, 2, 0).squeeze(2).numpy()) for layers in pixels
         )
         pixels = torch.from_numpy(np.stack([values(square(each, size)) for each in pictures]))
-    return ImageSet(name, len(pixels), lambda rows: pixels[list(rows)], digest(pixels.numpy()))
+    names = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+    identity = digest(pixels.numpy())
+    return ImageSet(
+        name, len(pixels), lambda rows: pixels[list(rows)], identity, labels=labels, classes=names
+    )
 
 
 def from_array(path: Path) -> Tensor:
@@ -107,6 +120,24 @@ def from_array(path: Path) -> Tensor:
     last = array.shape[3] in (1, 3)
     # A copy: the strides of a view decide how a network is computed, and so the last digits.
     return torch.from_numpy((array.transpose(0, 3, 1, 2) if last else array).copy())
+
+
+def labels_beside(path: Path) -> Tensor | None:
+    """The labels in an .npz of images, if any; ValueError if they are no numbers of classes."""
+    if path.suffix != ".npz":
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        name = next((each for each in LABELS if each in file), None)
+        images = next(each for each in NAMES if each in file)
+        if name is None:
+            return None
+        labels, count = file[name], len(file[images])
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(
+            f"{path}: {name} {list(labels.shape)} {labels.dtype} are no labels of {count} images: "
+            "one whole number from 0 each"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def first_of(file: Any) -> Any:
@@ -195,7 +226,22 @@ def from_files(
         return torch.from_numpy(np.stack(images))
 
     lossy = any(Path(each).suffix.lower() in LOSSY for each in names)
-    return ImageSet(name, len(names), read, digest(name, list(names), marks, size), lossy)
+    identity = digest(name, list(names), marks, size)
+    labels, classes = by_folder(names)
+    return ImageSet(name, len(names), read, identity, lossy, labels, classes)
+
+
+def by_folder(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels by the folders that files lie in, and their names; none if all lie in one."""
+    folders = [Path(each).parent.name for each in names]
+    # As torchvision's ImageFolder, but 10 comes after 9.
+    classes = sorted(
+        {*folders}, key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n)
+    )
+    if len(classes) < 2:
+        return None, ()
+    number = {folder: label for label, folder in enumerate(classes)}
+    return torch.tensor([number[folder] for folder in folders]), tuple(classes)
 
 
 def described(image: Pixels) -> str:

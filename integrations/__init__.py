@@ -3,7 +3,7 @@
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from . import kdiffusion
-from .pipelines import restore, use
+from .pipelines import restore, teleported, use
 from .scheduler import TableauScheduler
 
-__all__ = ["SchedulerMixin", "TableauScheduler", "kdiffusion", "restore", "use"]
+__all__ = ["SchedulerMixin", "TableauScheduler", "kdiffusion", "restore", "teleported", "use"]

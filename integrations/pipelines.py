@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..samplers import Tableau, is_family, load_family
+from torch import Tensor
+
+from ..samplers import GaussianData, Tableau, is_family, load_family
+from ..samplers.teleport import beginning
 from ..schedules import Placed
-from .families import FAMILIES
+from .families import FAMILIES, law_of
 from .keys import NODE_KEYS, replaced_keys
 from .placement import sigma_spacing
-from .plan import held_tables, make_plan
+from .plan import chosen_table, held_tables, make_plan
 from .request import Request
 from .scheduler import TableauScheduler
 
@@ -108,6 +111,35 @@ def restore(pipe: Any) -> Any:
         raise ValueError(f"restore: the scheduler of this {type(pipe).__name__} is not from `use`")
     pipe.scheduler = original
     return original
+
+
+def teleported(
+    scheduler: TableauScheduler,
+    noise: Tensor,
+    data: GaussianData,
+    steps: int,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """The `latents` for a pipeline whose table begins late: noise that normal laws took there.
+
+    `noise` [B, C, H, W] is standard; it stands for the state where the noise schedule begins, and
+    goes along `data` (laws of the pipeline's latents, of which `labels` [B] choose if they are by
+    class) to node 0 of the table of `steps`. In the form of the scheduler's states, and divided by
+    what pipelines multiply latents with (those of flows do not). Raises ValueError for a scheduler
+    without a table on a noise schedule.
+    """
+    held = scheduler.config["tableau"]
+    if held is None:
+        raise ValueError("teleported: give the pipeline a table that begins late: use(pipe, table)")
+    grid = chosen_table(held, steps).grid
+    source, target = beginning(grid.require_schedule()).nodes[0], grid.nodes[0]
+    scheduler.set_timesteps(steps)
+    first = make_plan(dict(scheduler.config), Request(steps)).table.grid.nodes[0]
+    x = data.start(source, labels)(source.sigma * noise.float(), target)
+    # States of two forms differ by the scale of the signal.
+    x = x * (first.alpha / target.alpha)
+    scale = 1.0 if law_of(scheduler.config) == "flow" else float(scheduler.init_noise_sigma)
+    return (x / scale).to(noise.dtype)
 
 
 def description(scheduler: TableauScheduler) -> str:

@@ -21,6 +21,8 @@ from .executor import (
 )
 from .family import families, is_family, load_family, save_family
 from .fit import fit
+from .gaussian_data import GaussianData, load_pca
+from .gaussian_fit import fit_gaussian
 from .pndm import pndm
 from .ratios import Ratios
 from .registry import Solver, build, build_within, solver, solvers
@@ -29,7 +31,7 @@ from .sa import sa
 from .streams import noise, random_labels
 from .suggest_shift import Suggestion, suggest_time_shift
 from .tableau import Expanded, Tableau, TooFewEvaluations
-from .teleport import gaussian_flow, teleport
+from .teleport import gaussian_flow, skip_time, teleport
 from .time_shift import TimeShift, scale_eps, time_shift
 from .trace import trace
 from .transforms import analytic_first_step, compensate, dualfast
@@ -39,6 +41,7 @@ __all__ = [
     "Basis",
     "Denoiser",
     "Expanded",
+    "GaussianData",
     "NoiseSource",
     "Prediction",
     "Ratios",
@@ -70,6 +73,7 @@ __all__ = [
     "exact",
     "families",
     "fit",
+    "fit_gaussian",
     "from_diffusers",
     "from_diffusers_config",
     "gaussian_flow",
@@ -80,6 +84,7 @@ __all__ = [
     "is_family",
     "lcm",
     "load_family",
+    "load_pca",
     "noise",
     "pndm",
     "random_labels",
@@ -89,6 +94,7 @@ __all__ = [
     "save_family",
     "scale_eps",
     "sde_dpm",
+    "skip_time",
     "solver",
     "solvers",
     "suggest_time_shift",

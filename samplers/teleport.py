@@ -7,10 +7,12 @@ Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models"
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..schedules import grid
+from ..schedules import Grid, Schedule, grid
 from ..schedules.grid import Node
 from .exact import Mixture
 from .executor import StateHook, sample
@@ -59,6 +61,32 @@ def gain(variance: Tensor, source: Node, target: Node) -> Tensor:
     """How much of a direction of this variance is left at the target."""
     after = target.alpha**2 * variance + target.sigma**2
     return (after / (source.alpha**2 * variance + source.sigma**2)).sqrt()
+
+
+# A ratio that close to that of the beginning is that one.
+CLOSE = 1e-9
+
+
+def skip_time(schedule: Schedule, skip: float) -> float:
+    """The time at which sigma / alpha is `skip`: the `t_max` of a grid that begins there.
+
+    `schedule.t_max` itself where its ratio is that, so that skipping nothing changes no bit; inf is
+    pure noise. Raises ValueError for a ratio that the schedule does not have between its ends.
+    """
+    most, least = (float(schedule.nsr(t)) for t in (schedule.t_max, schedule.t_min))
+    if skip == most or most * (1 - CLOSE) < skip < most * (1 + CLOSE):
+        return schedule.t_max
+    if not least < skip < most:
+        raise ValueError(
+            f"teleport: a run cannot begin where sigma / alpha is {skip:g}: {schedule!r} has "
+            f"{least:.4g} to {most:.4g}"
+        )
+    return float(schedule.time(-math.log(skip)))
+
+
+def beginning(schedule: Schedule) -> Grid:
+    """A grid that begins at t_max, whose node 0 is where noise is drawn: the source."""
+    return Grid.from_times(schedule, [schedule.t_max, schedule.t_zero])
 
 
 def teleport(

@@ -47,6 +47,15 @@ def test_the_page_of_solver_schedules_samples_a_population():
     assert [table.nfe for table in names["tables"]] == [5] * 6
 
 
+def test_the_page_of_teleportation_draws_digits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("docs/teleportation.md"), names)
+    assert names["table"].nfe == 5
+    read = fewstep.zoo.mnist_classifier()(names["images"]).argmax(1).tolist()
+    assert sum(a == b for a, b in zip(read, range(8), strict=True)) >= 7
+
+
 def test_the_page_of_grids_places_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -12,6 +12,7 @@ import torch
 from ...storage import digest
 from ..evaluate import statistics_of
 from ..extractors import Extractor, Outputs, extractor
+from ..gaussian import teleporting
 from ..models import Model, configured, label_rule, pick_device
 from ..processes import ALONE, Processes
 from ..progress import Progress, silent
@@ -118,7 +119,8 @@ def check_plan(config: BenchConfig, name: str, model: Model) -> None:
     pick_device(config.noise_device)
     label_rule(config.labels, model.classes, model.shape, range(2), "cpu")
     for panel in (each for each in panels(config) if each.model == name):
-        plan(config, model.schedule, panel, 0)
+        for cell in plan(config, model.schedule, panel, 0):
+            teleporting(cell.start, model.shape, model.classes)
         if panel.guidance != 1 and model.classes is None:
             raise ValueError(f"guidance {panel.guidance:g}: {name} has no classes, nor prompts")
     if config.reference is not None:

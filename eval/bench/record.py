@@ -51,6 +51,7 @@ def about(cell: Cell, images: int) -> dict[str, Any]:
         "curve": cell.curve,
         "solver": cell.table.name,
         "spacing": cell.spacing,
+        "start": "" if cell.start is None else str(cell.start),
         "nfe": cell.table.nfe,
         "nfe_allowed": cell.nfe,
         "images": images,

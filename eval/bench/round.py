@@ -9,6 +9,7 @@ from typing import Any
 
 from ...samplers import Tableau
 from ...storage import digest
+from ..gaussian import teleporting
 from ..job import Job, Keep
 from ..models import Draw, label_rule
 from ..parts import parts_of
@@ -83,7 +84,9 @@ class Round:
     def job_of(self, cell: Cell) -> Job:
         """The job of a cell; its target comes when there is one."""
         target = target_of(self.references[0]) if self.references else {}
-        return replace(self.job(cell.table), keep=OF_JOB[self.config.keep], **target)
+        model, job = self.ready.model, self.job(cell.table)
+        draw = replace(job.draw, teleport=teleporting(cell.start, model.shape, model.classes))
+        return replace(job, draw=draw, keep=OF_JOB[self.config.keep], **target)
 
     def shards_of(self, name: str) -> Path:
         """Where shards go."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import samplers
+from ...samplers.gaussian_data import GaussianData
 from ...samplers.streams import uniform
 
 # "balanced", "random", the number of a class, or a share for each class.
@@ -23,13 +24,16 @@ DRAW = 2**64 - 1
 class Draw:
     """One seed per sample, a label each (int64 [N]; None: no class), and how strongly guided.
 
-    `source` is the device whose generators draw the noise; see `samplers.noise`.
+    `source` is the device whose generators draw the noise; see `samplers.noise`. Noise is that of
+    node 0 of the table, or, with `teleport`, that of the schedule's own beginning, which these laws
+    then take to node 0.
     """
 
     seeds: Sequence[int]
     labels: Tensor | None = None
     guidance: float = 1.0
     source: str = "cpu"
+    teleport: GaussianData | None = None
 
     def part(self, rows: slice) -> Draw:
         """Some of the samples."""

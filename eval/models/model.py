@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import samplers
+from ...samplers.teleport import beginning
 from ...schedules import Schedule
 from ...storage import fingerprint
 from .draw import Draw
@@ -107,10 +108,13 @@ class NetworkModel:
         """As `images`, with gradients; `wrap` makes another denoiser of the batch's."""
         denoiser = self.denoiser_of(draw)
         denoiser = denoiser if wrap is None else wrap(denoiser)
-        start = samplers.noise(
-            table.grid, self.shape, draw.seeds, device=self.device, source=draw.source
-        )
-        x = samplers.sample(denoiser, table, start, seeds=draw.seeds)
+        first, start = table.grid, None
+        if draw.teleport is not None:
+            # In the form of the table, which may be on another law.
+            first = beginning(table.grid.schedule or self.schedule)
+            start = draw.teleport.start(first.nodes[0], draw.labels)
+        x = samplers.noise(first, self.shape, draw.seeds, device=self.device, source=draw.source)
+        x = samplers.sample(denoiser, table, x, seeds=draw.seeds, start=start)
         return x if self.decode is None else self.decode(x)
 
 

@@ -105,6 +105,11 @@ class PipelineModel:
     @torch.no_grad()
     def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
         """See `Model`."""
+        if draw.teleport is not None:
+            raise ValueError(
+                f"{self.name} makes its own noise, so that it cannot be teleported here; see "
+                "integrations.teleported"
+            )
         streams = list(generators(draw.seeds, draw.source))
         draw_from(streams, use(self.pipe, table, verbose=False))
         self.pipe.set_progress_bar_config(disable=True)

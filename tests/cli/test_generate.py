@@ -222,3 +222,22 @@ def test_two_processes_refuse_other_settings_at_once(tmp_path, pipe):
     assert "labels: balanced there, random asked for" in done.stderr
     # Nobody waits for one that has left.
     assert time.monotonic() - start < 25
+
+
+def test_images_may_begin_late(tmp_path):
+    """By the law of each digit, on the bundled model."""
+    most = float(load_model("mnist").schedule.nsr(999))
+    late = ("--teleport", "mnist", "--per-class")
+    for name, options in (
+        ("bare", ()), ("same", (*late, "--skip", most)), ("late", (*late, "--skip", 10)),
+    ):  # fmt: skip
+        run(*FAST, *options, "--seeds", "0-1", "--out", tmp_path / name)
+    bare, same, begun = (
+        [(tmp_path / name / "000000" / f"00000{k}.png").read_bytes() for k in range(2)]
+        for name in ("bare", "same", "late")
+    )
+    assert bare == same
+    assert begun[0] != bare[0]
+    said = run(*FAST, "--teleport", "mnist", "--out", tmp_path / "x", code=2)
+    assert "--teleport and --skip go together" in said
+    assert "begin where sigma / alpha is 200" in run(*FAST, *late, "--skip", 200, code=2)

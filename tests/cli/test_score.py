@@ -5,10 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from fewstep import zoo
 from fewstep.cli import app
 from fewstep.eval.formats import load_statistics
 from fewstep.eval.images import quantise, save_image
+from fewstep.samplers import GaussianData
 from typer.testing import CliRunner
 
 # Sixty digits of both sides, small enough for the warning that 64 features are more.
@@ -227,3 +229,61 @@ def test_options_about_images_are_refused_for_statistics(sides, tmp_path):
         said = refused("stats", tmp_path / "b.npz", option, value, "--out", tmp_path / "c.npz")
         assert f"{option} is about images" in said
     assert not (tmp_path / "c.npz").exists()
+
+
+def test_normal_laws_of_images(sides, tmp_path):
+    """Of a folder, of an array with labels, in clusters; and what is explained is said."""
+    found = run("stats", sides / "a", "--gaussian", "--out", tmp_path / "a.safetensors")
+    assert found.stdout.startswith("1 normal law of ")
+    assert "784 of 784 directions with 100.00% of the variance: " in found.stdout
+    whole = GaussianData.load(tmp_path / "a.safetensors")
+    x = np.load(sides / "a.npz")["arr_0"].reshape(60, -1) / 127.5 - 1
+    np.testing.assert_allclose(whole.law.means[0], x.mean(0), atol=1e-6)
+    labelled = tmp_path / "labelled.npz"
+    np.savez(labelled, images=np.load(sides / "a.npz")["arr_0"], labels=np.arange(60) % 3)
+    by = ("--gaussian", "--per-class", "--rank", 6)
+    said = run("stats", labelled, *by, "--out", tmp_path / "c.safetensors").stdout
+    classes = GaussianData.load(tmp_path / "c.safetensors")
+    assert said.startswith(f"3 normal laws by class of {labelled}, 6 of 784 directions with ")
+    assert f"{classes.explained.min():.2%} to {classes.explained.max():.2%}" in said
+    assert (classes.by, classes.shape, classes.law.vectors.shape) == (
+        "class", (1, 28, 28), (3, 784, 6),
+    )  # fmt: skip
+    np.testing.assert_allclose(classes.law.means[1], x[1::3].mean(0), atol=1e-6)
+    run(
+        "stats", sides / "a.npz", "--gaussian", "--clusters", 2, "--out", tmp_path / "k.safetensors"
+    )
+    assert GaussianData.load(tmp_path / "k.safetensors").by == "cluster"
+
+
+def test_the_law_of_a_published_pca(tmp_path):
+    values, vectors = np.arange(1.0, 13), np.eye(12)
+    parts = {"eigval": values, "eigvec": vectors, "imgmean": np.full((3, 2, 2), 0.25)}
+    torch.save({k: torch.tensor(v) for k, v in parts.items()}, tmp_path / "b_PCA.pt")
+    out = tmp_path / "b.safetensors"
+    said = run("stats", tmp_path / "b_PCA.pt", "--gaussian", "--rank", 2, "--out", out).stdout
+    assert said.startswith("1 normal law of b_PCA.pt, 2 of 12 directions with 29.49% of")
+    found = GaussianData.load(out)
+    assert found.law.values.tolist() == [[48.0, 44.0]]
+    assert found.law.means.unique().tolist() == [-0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rank", 3), "--rank is about normal laws of pixels: say --gaussian, too"),
+        (("--per-class",), "--per-class is about normal laws"),
+        (("--gaussian", "--members", 3), "--members is about features"),
+        (("--gaussian", "--per-class", "--clusters", 3), "give one"),
+        (("--gaussian", "--per-class"), "has no labels"),
+    ],
+)
+def test_options_that_say_nothing_of_a_law_are_errors(sides, tmp_path, options, said):
+    out = tmp_path / "a.safetensors"
+    assert said in refused("stats", sides / "a.npz", *options, "--out", out)
+    assert not out.exists()
+
+
+def test_laws_go_into_a_file_of_their_own_kind(sides, tmp_path):
+    found = refused("stats", sides / "a.npz", "--gaussian", "--out", tmp_path / "a.npz")
+    assert "written as .safetensors, not 'a.npz'" in found

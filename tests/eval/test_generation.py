@@ -10,10 +10,12 @@ from fewstep.eval.generation import GenerateConfig, job_for, run_generate
 from fewstep.eval.images import quantise
 from fewstep.eval.models import in_batches
 from fewstep.eval.processes import Processes
+from fewstep.samplers import GaussianData
+from fewstep.samplers import exact as exact_laws
 from PIL import Image
 from pydantic import ValidationError
 
-from .models.exact import CLASSES, counted, exact, means
+from .models.exact import CLASSES, SCHEDULE, SHAPE, counted, exact, means
 
 
 def generate(folder, *, model=None, force=False, features=(), asked="mnist", **values):
@@ -224,3 +226,31 @@ def test_what_is_done_is_not_counted_as_left(tmp_path, shared):
     in_two(tmp_path, count=10)
     for _, told in in_two(tmp_path, count=20):
         assert told[-1][:2] == (5 * 4, 5 * 4)
+
+
+def law(path, spread):
+    """A file of a law for every class."""
+    means = np.repeat(np.array([[-0.8], [0.0], [0.8]]), 48, 1)
+    GaussianData(exact_laws.mixture(means, std=spread), SHAPE, "class").save(path)
+    return str(path)
+
+
+def test_images_may_begin_late_and_remember_by_which_laws(tmp_path):
+    path = tmp_path / "laws.safetensors"
+    most = float(SCHEDULE.nsr(SCHEDULE.t_max))
+
+    def begun(folder, skip, spread=0.4):
+        start = {"teleport": law(path, spread), "skip": skip}
+        generate(tmp_path / folder, solver={"name": "dpmpp-2m", "start": start})
+        return pictures(tmp_path / folder)
+
+    generate(tmp_path / "bare")
+    bare = pictures(tmp_path / "bare")
+    same, late = begun("same", most), begun("late", 2.0)
+    assert all(np.array_equal(same[seed], bare[seed]) for seed in bare)
+    assert not any(np.array_equal(late[seed], bare[seed]) for seed in bare)
+    again = begun("again", 2.0)
+    assert all(np.array_equal(again[seed], late[seed]) for seed in bare)
+    # The file is not what it was.
+    with pytest.raises(ValueError, match="table: "):
+        begun("late", 2.0, spread=0.5)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from fewstep.eval.settings import ExtractorConfig, ModelConfig, SolverConfig, table_within
-from fewstep.schedules import VPDiscrete, betas, grid
+from fewstep.schedules import EDM, VPDiscrete, betas, grid
 from pydantic import ValidationError
 
 SCHEDULE = VPDiscrete(betas())
@@ -60,3 +60,38 @@ def test_a_solver_may_have_nodes_and_options_of_its_own():
     expected = grid(SCHEDULE, 5, "karras", end="min")
     assert table.grid.sigma.tolist() == expected.sigma.tolist()
     assert table.noise.any()
+
+
+def test_a_start_is_where_the_noise_has_fallen_to():
+    def start(**values):
+        return {"teleport": "mnist", "skip": 10.0, **values}
+
+    late = table_within(SCHEDULE, SolverConfig(name="ddim", start=start()), 5, "uniform", "zero")
+    assert late.nfe == 5
+    assert late.grid.nsr[0] == pytest.approx(10)
+    most = float(SCHEDULE.nsr(SCHEDULE.t_max))
+    whole = SolverConfig(name="ddim", start=start(skip=most))
+    bare = table_within(SCHEDULE, SolverConfig(name="ddim"), 5, "uniform", "zero")
+    assert (table_within(SCHEDULE, whole, 5, "uniform", "zero").grid.time == bare.grid.time).all()
+    # In the time of another law it is the same ratio.
+    other = SolverConfig(name="ddim", start=start(), law="vp")
+    assert table_within(EDM(), other, 5, "uniform", "zero").grid.nsr[0] == pytest.approx(10)
+    assert str(other.start) == "mnist to 10"
+    assert str(SolverConfig(name="ddim", start=start(classes=True)).start) == "mnist by class to 10"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"start": {"teleport": "mnist", "skip": 1e4}},
+            "cannot begin where sigma / alpha is 10000",
+        ),
+        ({"grid": {"t_max": 900}}, "ours: start.skip and t_max say the same"),
+        ({"name": "mnist-learned"}, "mnist-learned has nodes of its own: no start"),
+    ],
+)
+def test_a_start_that_is_none(change, said):
+    values = {"name": "ddim", "label": "ours", "start": {"teleport": "mnist", "skip": 10}}
+    with pytest.raises(ValueError, match=said):
+        table_within(SCHEDULE, SolverConfig(**{**values, **change}), 5, "uniform", "zero")

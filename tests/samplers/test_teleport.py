@@ -8,7 +8,7 @@ import pytest
 import torch
 from fewstep import samplers
 from fewstep.samplers import exact
-from fewstep.samplers.teleport import gaussian_flow, teleport
+from fewstep.samplers.teleport import beginning, gaussian_flow, skip_time, teleport
 from fewstep.schedules import EDM
 from scipy.integrate import solve_ivp
 
@@ -183,3 +183,47 @@ def test_other_shapes_are_refused():
     first, last = nodes(EDM(), *at_lam(EDM(), 0.0))
     with pytest.raises(ValueError, match=r"8 dimensions, and samples of shape \(3,\) have 3"):
         gaussian_flow(NORMAL, torch.zeros(2, 3), first, last)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_skip_is_a_ratio_of_noise_to_signal_on_every_schedule(name):
+    """A state is as large as its own schedule says; taken for another it would be times off."""
+    law = SCHEDULES[name]
+    grid = fewstep.grid(law, 5, "karras", t_max=skip_time(law, 3.0))
+    assert grid.nsr[0] == pytest.approx(3.0, rel=1e-9)
+    source, first = (fewstep.Grid.from_sigmas([12.0, 3.0], each).nodes[0] for each in (law, EDM()))
+    z = torch.randn(5, DIM, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    start = teleport(NORMAL, source)(source.sigma * z, grid.nodes[0])
+    expected = teleport(NORMAL, first)(12 * z, nodes(EDM(), 3.0)[1])
+    torch.testing.assert_close(start / grid.alpha[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("law", SCHEDULES.values(), ids=SCHEDULES)
+def test_skipping_nothing_changes_no_bit(law):
+    skip = float(law.nsr(law.t_max))
+    assert skip_time(law, skip) == law.t_max
+    bare = fewstep.grid(law, 5, "uniform")
+    same = fewstep.grid(law, 5, "uniform", t_max=skip_time(law, skip))
+    table, source = samplers.build("unipc-3", same), beginning(law)
+    x = samplers.noise(source, (DIM,), range(3))
+    assert torch.equal(x, samplers.noise(bare, (DIM,), range(3)))
+    begun = samplers.sample(THREE, table, x, start=teleport(SPREAD, source.nodes[0]))
+    assert torch.equal(begun, samplers.sample(THREE, samplers.build("unipc-3", bare), x))
+
+
+def test_a_run_cannot_begin_where_there_is_no_noise_like_that():
+    for skip in (81.0, 0.001, np.inf):
+        with pytest.raises(ValueError, match=r"sigma / alpha is .* has 0.002 to 80"):
+            skip_time(EDM(0.002, 80), skip)
+
+
+def test_published_grids_with_steps_dropped():
+    """The rest of the rho = 7 grid of 18 nodes, and what Heun spends on it (Wang, Vastola 2024)."""
+    law = EDM(0.002, 80)
+    whole = fewstep.grid(law, 18, "karras")
+    published = {1: (57.6, 33), 2: (40.8, 31), 4: (19.35, 27), 6: (8.40, 23), 8: (3.26, 19)}
+    for dropped, (sigma, nfe) in published.items():
+        rest = fewstep.grid(law, 18 - dropped, "karras", t_max=skip_time(law, whole.nsr[dropped]))
+        assert rest.sigma[0] == pytest.approx(sigma, rel=2e-3)
+        np.testing.assert_allclose(rest.sigma, whole.tail(dropped).sigma, rtol=1e-9)
+        assert samplers.build("heun", rest).nfe == nfe
