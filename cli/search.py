@@ -209,10 +209,10 @@ def dc(
             f"{each.nfe}",
             f"{each.guidance:g}",
             *(f"{error:.4g}" for error in each.errors.values()),
-            " ".join(f"{ratio:.2f}" for ratio in each.ratios[2:]),
+            " ".join(f"{ratio:.2f}" for ratio in each.ratios),
         ]
         for each in found
     ]
-    head = ["NFE", "guidance", *found[0].errors, "ratios from step 3 on"]
+    head = ["NFE", "guidance", *found[0].errors, "ratios"]
     print_table("RMSE on held-out noises", head, rows)
     console.out.print(f"ratios: {target / RATIOS}", highlight=False, soft_wrap=True)

@@ -25,15 +25,15 @@ KIND = "ratios"
 GUIDANCE, NFE = 12.0, 50.0
 # Steps by powers 0 to 3, guidance and NFE each by powers 2 to 0.
 SHAPE = (4, 3, 3)
-# Before this step, counted from 0, there are too few outputs to interpolate.
+# Steps before this one, counted from 0, have too few outputs for an interpolation of order 2.
 FIRST = 2
 
 Range = tuple[float, float]
 
 
-def powers(steps: int, nfe: float, guidance: float) -> Float:
-    """What each coefficient has in the ratio of each step: float64 [steps - 2, 4, 3, 3]."""
-    share = np.vander(np.arange(FIRST + 1, steps + 1) / steps, SHAPE[0], increasing=True)
+def powers(steps: int, first: int, nfe: float, guidance: float) -> Float:
+    """What each coefficient has in the ratio of each step: float64 [steps - first, 4, 3, 3]."""
+    share = np.vander(np.arange(first + 1, steps + 1) / steps, SHAPE[0], increasing=True)
     scale, number = np.vander([guidance / GUIDANCE, nfe / NFE], 3)
     return np.einsum("ij,k,l->ijkl", share, scale, number)
 
@@ -48,14 +48,16 @@ class Ratios:
         ratio[i] = sum_j c_j (i / NFE)^j,   c_j quadratic in guidance / 12, whose coefficients are
                                             quadratic in NFE / 50
 
-    and 1 for i < 3. `polynomial` [4, 3, 3] holds these numbers, highest powers first but for j, and
-    is empty where nothing was fitted. A cubic through few numbers is soon anywhere: it is asked
-    within `reach`, the ranges of NFE, guidance and ratios that it was fitted to.
+    and 1 for i <= `first` (2, as published). `polynomial` [4, 3, 3] holds these numbers, highest
+    powers first but for j, and is empty where nothing was fitted. A cubic through few numbers is
+    soon anywhere: it is asked within `reach`, the ranges of NFE, guidance and ratios that it was
+    fitted to.
     """
 
     found: Mapping[tuple[int, float], tuple[float, ...]]
     polynomial: Float = field(default_factory=lambda: np.zeros(0))
     reach: tuple[Range, Range, Range] | None = None
+    first: int = FIRST
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,25 +71,30 @@ class Ratios:
                 raise ValueError("a polynomial of ratios needs the ranges that it was fitted to")
 
     @classmethod
-    def fitted(cls, found: Mapping[tuple[int, float], Sequence[float]], **meta: Any) -> Self:
+    def fitted(
+        cls,
+        found: Mapping[tuple[int, float], Sequence[float]],
+        first: int = FIRST,
+        **meta: Any,
+    ) -> Self:
         """Ratios of several searches, with the polynomial of least squares through them.
 
-        Powers that too few numbers of evaluations or scales could tell apart are left out; with
-        one (NFE, guidance) there is none. All steps count alike.
+        Those before step `first` are not looked at. Powers that too few numbers of evaluations or
+        scales could tell apart are left out; with one (NFE, guidance) there is none. All steps
+        count alike.
         """
         known = {key: tuple(map(float, each)) for key, each in found.items()}
-        rows = [key for key in known if key[0] > FIRST]
+        rows = [key for key in known if key[0] > first]
         nfes, scales = {nfe for nfe, _ in rows}, {scale for _, scale in rows}
         if len(rows) < 2:
-            return cls(known, meta=meta)
+            return cls(known, first=first, meta=meta)
         power = np.indices(SHAPE)
         kept = (2 - power[1] < len(scales)) & (2 - power[2] < len(nfes))
-        matrix = np.concatenate([powers(nfe, nfe, scale) for nfe, scale in rows])[:, kept]
-        values = np.concatenate([known[key][FIRST:] for key in rows])
+        matrix = np.concatenate([powers(nfe, first, nfe, scale) for nfe, scale in rows])
+        values = np.concatenate([known[key][first:] for key in rows])
         polynomial = np.zeros(SHAPE)
-        polynomial[kept] = np.linalg.lstsq(matrix, values, rcond=1e-10)[0]
-        reach = (span(nfes), span(scales), span(values))
-        return cls(known, polynomial, reach, meta)
+        polynomial[kept] = np.linalg.lstsq(matrix[:, kept], values, rcond=1e-10)[0]
+        return cls(known, polynomial, (span(nfes), span(scales), span(values)), first, meta)
 
     def at(self, nfe: int, guidance: float = 1.0) -> tuple[float, ...]:
         """The ratios of one run: those found for it, else those of the polynomial.
@@ -102,12 +109,16 @@ class Ratios:
             raise ValueError(f"no ratios for NFE {nfe} at guidance {guidance:g}; there is {known}")
         near = nearest(nfe, self.reach[0], f"NFE {nfe}")
         scale = nearest(guidance, self.reach[1], f"guidance {guidance:g}")
-        values = (powers(nfe, near, scale) * self.polynomial).sum((1, 2, 3))
+        values = (powers(nfe, self.first, near, scale) * self.polynomial).sum((1, 2, 3))
         low, high = self.reach[2]
         clamped = np.clip(values, low, high)
         for step in np.flatnonzero(clamped != values):
-            nearest(values[step], self.reach[2], f"the ratio {values[step]:.3g} of step {step + 3}")
-        return (*(1.0,) * min(FIRST, nfe), *clamped.tolist())
+            nearest(
+                values[step],
+                self.reach[2],
+                f"the ratio {values[step]:.3g} of step {step + self.first + 1}",
+            )
+        return (*(1.0,) * min(self.first, nfe), *clamped.tolist())
 
     def save(self, path: str | Path) -> None:
         """Write as JSON (schema `fewstep.ratios`, version 1), atomically."""
@@ -121,7 +132,7 @@ class Ratios:
         }
         if self.reach is not None:
             names = ("nfe", "guidance", "ratios")
-            data["polynomial"] = self.polynomial.tolist()
+            data["polynomial"], data["first"] = self.polynomial.tolist(), self.first
             data["reach"] = {name: list(each) for name, each in zip(names, self.reach, strict=True)}
         write_json(Path(path), {**data, "meta": dict(self.meta)})
 
@@ -153,7 +164,8 @@ class Ratios:
                 for key in ("nfe", "guidance", "ratios")
             )
             polynomial = np.array(data["polynomial"], dtype=np.float64)
-            return cls(found, polynomial, (nfe, scale, ratio), data.get("meta", {}))
+            first, meta = int(data.get("first", FIRST)), data.get("meta", {})
+            return cls(found, polynomial, (nfe, scale, ratio), first, meta)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error!r}") from error
 

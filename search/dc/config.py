@@ -8,6 +8,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
 from ...eval.models import LabelRule
 from ...eval.settings import STRICT, Evaluations, FirstSeed, ModelConfig, Scales, SolverName
+from ...samplers.ratios import FIRST
 from ...samplers.transforms import ORDER
 from ...schedules.grid import End
 
@@ -17,7 +18,8 @@ class RatioConfig(BaseModel):
 
     `samples` noises from `first_seed` on, with `labels`, are sampled by `teacher` with `substeps`
     steps in place of each; `held_out` more tell what the ratios are worth. "greedy" is the released
-    procedure, step by step; "joint" goes on from there and looks at the last state alone.
+    procedure, step by step; "joint" goes on from there and looks at the last state alone. Steps
+    before `first`, counted from 0, are left as they are.
     """
 
     model_config = STRICT
@@ -32,6 +34,7 @@ class RatioConfig(BaseModel):
     method: Literal["greedy", "joint"] = "joint"
     order: PositiveInt = ORDER
     overwrite: bool = True
+    first: PositiveInt = FIRST
     teacher: SolverName = "unipc-3"
     substeps: PositiveInt = 12
     samples: PositiveInt = 32

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...samplers import Denoiser, Tableau, compensate, sample
 from ...samplers.fit import Trajectories
+from ...samplers.ratios import FIRST
 from ...samplers.sums import mix
 from ...samplers.transforms import ORDER
 
@@ -25,12 +26,17 @@ NEAR = 2e-3
 
 @dataclass(frozen=True)
 class Course:
-    """What is compensated: a solver's table, the same without correctors, and how."""
+    """What is compensated: a solver's table, the same without correctors, and how.
+
+    Ratios before step `first`, counted from 0, stay 1: the published 2 leaves interpolations of
+    order 2 only.
+    """
 
     table: Tableau
     predictor: Tableau | None = None
     order: int = ORDER
     overwrite: bool = True
+    first: int = FIRST
 
     def with_ratios(self, ratios: ArrayLike | Tensor) -> Tableau:
         """The compensated table."""
@@ -68,10 +74,10 @@ def greedy(course: Course, batches: Sequence[Trajectories]) -> tuple[float, ...]
     """The released search: each ratio brings the next state nearest to the teacher's.
 
     Ratio n minimises the mean square of x[n+1] - x*[n+1], where x[n+1] is corrected by the output
-    at n + 1 as the solver does, with all ratios before fixed and those after at 1; the first
-    `order` stay 1. Batches have the teacher's states at the nodes of the table. The one number
-    of a step is found by a bounded search within 0 to 2, where the released code (Zhao et al. 2024,
-    "DC-Solver") takes 40 steps of AdamW; a ratio that is no better than 1 is 1.
+    at n + 1 as the solver does, with all ratios before fixed and those after at 1. Batches have the
+    teacher's states at the nodes of the table. The one number of a step is found by a bounded
+    search within 0 to 2, where the released code (Zhao et al. 2024, "DC-Solver") takes 40 steps of
+    AdamW; a ratio that is no better than 1 is 1.
     """
     table = course.table
     grid, n = table.grid, table.grid.nfe
@@ -80,7 +86,7 @@ def greedy(course: Course, batches: Sequence[Trajectories]) -> tuple[float, ...]
     for step in range(n):
         for run in runs:
             run.outputs.append(run.asked(table, step, run.x))
-        if step >= course.order:
+        if step >= course.first:
             ratios[step] = best(lambda ratio: miss(course, runs, ratios, step, ratio))  # noqa: B023
         after = course.with_ratios(ratios)
         for run in runs:
@@ -119,7 +125,7 @@ def joint(
 
     By L-BFGS-B through the whole run, between 0 and 2; never worse on these samples than `start`.
     """
-    first = min(course.order, len(start))
+    first = min(course.first, len(start))
     fixed = [1.0] * first
 
     def value(free: Any) -> tuple[float, Any]:

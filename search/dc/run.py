@@ -103,7 +103,7 @@ def course_of(config: RatioConfig, nodes: Grid) -> Course:
     if table.stochastic or table.grid.stage.any():
         raise ValueError(f"{config.solver} draws noise or has stages: no ratios are looked for")
     predictor = samplers.solver(config.solver).predictor(nodes, **config.options)
-    return Course(table, predictor, config.order, config.overwrite)
+    return Course(table, predictor, config.order, config.overwrite, config.first)
 
 
 def taught(
@@ -131,19 +131,20 @@ def gather(folder: Path, config: RatioConfig, model: NetworkModel, shared: str) 
     settings = config.model_dump(mode="json", exclude={"nfe", "guidance"}, exclude_defaults=True)
     ratios = Ratios.fitted(
         {(each.nfe, each.guidance): each.ratios for each in found},
+        first=config.first,
         model=model.fingerprint,
         solver=config.solver,
         settings=settings,
     )
     ratios.save(folder / RATIOS)
     save_figure(picture(found), folder / PICTURE)
-    head = ["NFE", "guidance", *found[0].errors, "ratios from the third step on"]
+    head = ["NFE", "guidance", *found[0].errors, "ratios"]
     rows = [
         [
             f"{each.nfe}",
             f"{each.guidance:g}",
             *(f"{error:.4g}" for error in each.errors.values()),
-            ", ".join(f"{ratio:.3f}" for ratio in each.ratios[2:]),
+            ", ".join(f"{ratio:.3f}" for ratio in each.ratios),
         ]
         for each in found
     ]
@@ -174,9 +175,9 @@ def picture(found: list[Found]) -> Figure:
     for axes, scale in zip(panels, scales, strict=True):
         axes.axhline(1, color="#8C8C8C", linewidth=0.8)
         for each in found:
-            if each.guidance == scale and each.nfe > 2:
-                share = np.arange(3, each.nfe + 1) / each.nfe
-                axes.plot(share, each.ratios[2:], "o-", markersize=4, label=f"NFE {each.nfe}")
+            if each.guidance == scale:
+                share = np.arange(1, each.nfe + 1) / each.nfe
+                axes.plot(share, each.ratios, "o-", markersize=4, label=f"NFE {each.nfe}")
         axes.set_title(f"guidance {scale:g}", fontsize=10)
         axes.set_xlabel("share of the steps")
         axes.spines[["top", "right"]].set_visible(False)

@@ -64,6 +64,8 @@ def test_few_searches_give_lower_degrees():
     np.testing.assert_allclose(few.at(8)[2:], 0.8, atol=1e-9)
     with pytest.warns(UserWarning, match="guidance 2 is beyond 1 to 1"):
         few.at(8, 2.0)
+    early = Ratios.fitted({(n, 1.0): [1.0, *[0.1 * n] * (n - 1)] for n in (6, 10)}, first=1)
+    np.testing.assert_allclose(early.at(8), [1, *[0.8] * 7], atol=1e-9)
     alone = Ratios.fitted({(5, 1.0): [1, 1, 0.9, 0.8, 1.1]})
     assert alone.at(5) == (1, 1, 0.9, 0.8, 1.1)
     with pytest.raises(ValueError, match="no ratios for NFE 6 at guidance 1; there is 5"):
