@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import fewstep
 import numpy as np
 import pytest
@@ -23,14 +25,17 @@ CORRECTED_NOISE = {"sa-2", "sa-3"}
 REGULAR_END = ("ipndm", "pndm")
 
 
-def grids(nfe: int, spacings: tuple[str, ...] = tuple(SPACINGS)):
+@cache
+def grids(nfe: int) -> list[tuple[str, Grid]]:
     """Every schedule with every spacing and end that it has."""
-    for name, schedule in SCHEDULES.items():
-        for spacing in spacings:
-            for end in ("zero", "min"):
-                if spacing == "lam" and schedule.alpha(schedule.t_max) == 0:
-                    continue  # uniform lam cannot start at lam = -inf
-                yield f"{name} {spacing} {end}", fewstep.grid(schedule, nfe, spacing, end=end)
+    return [
+        (f"{name} {spacing} {end}", fewstep.grid(schedule, nfe, spacing, end=end))
+        for name, schedule in SCHEDULES.items()
+        for spacing in SPACINGS
+        for end in ("zero", "min")
+        # Uniform lam cannot start at lam = -inf.
+        if spacing != "lam" or schedule.alpha(schedule.t_max) > 0
+    ]
 
 
 def built(name: str, grid: Grid) -> fewstep.Tableau | None:
