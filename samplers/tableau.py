@@ -95,12 +95,15 @@ class Tableau:
 
     def numeric(self) -> Tableau:
         """The table in plain numbers, tensors detached; ValueError for per-sample coefficients."""
-        carry, weights, noise = map(detached, (self.carry, self.weights, self.noise))
+        given = (self.carry, self.weights, self.noise)
+        carry, weights, noise = map(detached, given)
         if (carry.ndim, weights.ndim, noise.ndim) != (1, 2, 2):
             raise ValueError(
                 f"tableau {self.name}: this is for plain numbers, carry [N] and weights and noise "
                 f"[N, N]; its coefficients have further dimensions"
             )
+        if not any(isinstance(each, torch.Tensor) for each in given):
+            return self
         return replace(self, carry=carry, weights=weights, noise=noise)
 
     def expanded(self) -> Expanded:
