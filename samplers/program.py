@@ -68,7 +68,7 @@ def live_terms(triangle: Any) -> Terms:
             return Terms([False] * n, [()] * n, [()] * n, [()] * n)
         used = np.asarray(triangle != 0)
         if used.ndim > 2:
-            used = used.reshape(n, n, -1).any(axis=-1)
+            used = np.asarray(used.reshape(n, n, -1).any(axis=-1))
     columns: list[list[int]] = [[] for _ in range(n)]
     for row, column in zip(*(axis.tolist() for axis in np.nonzero(used)), strict=True):
         columns[row].append(column)
