@@ -52,7 +52,8 @@ def coefficient(value: Any) -> Coefficient:
     """A float for a scalar, a tensor for anything that broadcasts or carries a gradient."""
     if isinstance(value, Tensor):
         return value
-    return float(value) if np.ndim(value) == 0 else torch.from_numpy(np.array(value))
+    # Numbers of numpy are floats, too.
+    return float(value) if isinstance(value, float) else torch.from_numpy(np.array(value))
 
 
 def term(value: Any) -> Coefficient | None:
@@ -69,19 +70,25 @@ def live_terms(triangle: Any) -> Terms:
     n = len(triangle)
     used: NDArray[np.bool_] = np.tri(n, dtype=bool)
     if not isinstance(triangle, Tensor):
-        used = np.asarray((triangle.reshape(n, n, -1) != 0).any(axis=-1))
-    needed = np.asarray(used.any(0))
-    last = np.where(needed, n - 1 - used[::-1].argmax(0), -1)
+        if not triangle.any():
+            return Terms([False] * n, [()] * n, [()] * n, [()] * n)
+        used = np.asarray(triangle != 0)
+        if used.ndim > 2:
+            used = np.asarray(used.reshape(n, n, -1).any(axis=-1))
+    columns: list[list[int]] = [[] for _ in range(n)]
+    for row, column in zip(*(axis.tolist() for axis in np.nonzero(used)), strict=True):
+        columns[row].append(column)
+    last = {column: row for row in range(n) for column in columns[row]}
     terms = Terms([], [], [], [])
     alive: tuple[int, ...] = ()
     for row in range(n):
-        fresh = bool(needed[row])
+        fresh = row in last
         at_hand = (*alive, row) if fresh else alive
         position = {k: i for i, k in enumerate(at_hand)}
-        columns = np.flatnonzero(used[row]).tolist()
         keep = tuple([i for k, i in position.items() if last[k] > row])
         terms.fresh.append(fresh)
-        terms.pairs.append(tuple([(position[k], coefficient(triangle[row, k])) for k in columns]))
+        pairs = [(position[k], coefficient(triangle[row, k])) for k in columns[row]]
+        terms.pairs.append(tuple(pairs))
         terms.keep.append(keep)
         alive = tuple([at_hand[i] for i in keep])
         terms.live.append(alive)

@@ -121,6 +121,8 @@ class Tableau:
                 f"tableau {self.name}: this is for plain numbers, carry [N] and weights and noise "
                 f"[N, N]; its coefficients have further dimensions"
             )
+        if not any(isinstance(each, torch.Tensor) for each in self.rows()):
+            return self
         return replace(self, **rows._asdict())
 
     def expanded(self) -> Expanded:
@@ -273,10 +275,11 @@ def checked(value: Any, n: int, dims: int, label: str) -> Any:
     if tensor:
         return value
     value.flags.writeable = False
-    bad = ~np.isfinite(value.reshape(n, -1)).all(1)
-    if bad.any():
+    finite = np.isfinite(value)
+    if not finite.all():
+        bad = ~finite.reshape(n, -1).all(1)
         raise ValueError(f"{label} row {int(bad.argmax())} is not finite")
-    if dims == 2:
+    if dims == 2 and value.any():
         above = np.triu(np.any(value.reshape(n, n, -1) != 0, -1), 1)
         if above.any():
             row = int(above.any(1).argmax())

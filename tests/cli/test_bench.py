@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from fewstep import zoo
 from fewstep.cli import bench as command
 from fewstep.eval.bench import runner
+from fewstep.eval.images import quantise
 from fewstep.storage import read_json, write_json
 
 from ..eval.models import tiny
@@ -38,6 +40,14 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo") / "model"
     DDPMPipeline(unet=network, scheduler=DDPMScheduler()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A file of few real images, whose features are made in no time."""
+    path = tmp_path_factory.mktemp("data") / "digits.npy"
+    np.save(path, quantise(zoo.mnist().images[:500]).numpy())
+    return path
 
 
 def written(folder):
@@ -88,8 +98,9 @@ def test_a_dry_run_says_what_would_run_and_makes_nothing(model, bench_file, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_interrupted_bench_says_so_and_goes_on(model, bench_file, tmp_path, monkeypatch):
-    arguments = ("bench", bench_file, "--model", model, "--out", tmp_path / "runs")
+def test_an_interrupted_bench_says_so_and_goes_on(model, digits, bench_file, tmp_path, monkeypatch):
+    options = ("--model", model, "--data", digits, "--out", tmp_path / "runs")
+    arguments = ("bench", bench_file, *options)
     whole = runner.run_cell
 
     def interrupt(turn, task, *rest):
@@ -104,7 +115,7 @@ def test_an_interrupted_bench_says_so_and_goes_on(model, bench_file, tmp_path, m
     assert "interrupted with" not in run(*arguments)
 
 
-def test_samples_that_are_not_finite_are_code_5_with_a_report(model, bench_file, tmp_path):
+def test_samples_that_are_not_finite_are_code_5_with_a_report(model, digits, bench_file, tmp_path):
     broken = tmp_path / "broken"
     pipe = DDPMPipeline.from_pretrained(model)
     with torch.no_grad():
@@ -115,6 +126,8 @@ def test_samples_that_are_not_finite_are_code_5_with_a_report(model, bench_file,
         bench_file,
         "--model",
         broken,
+        "--data",
+        digits,
         "--out",
         tmp_path,
         "--set",
@@ -152,11 +165,11 @@ def test_mistakes_are_said_before_anything_runs(arguments, message, code, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def two_runs(model, tmp_path_factory):
+def two_runs(model, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, spacing in (("a", "uniform"), ("b", "lam")):
-        run("bench", written(folder), "--model", model, "--name", name, "--spacings", spacing,
-            "--out", folder)  # fmt: skip
+        run("bench", written(folder), "--model", model, "--data", digits, "--name", name,
+            "--spacings", spacing, "--out", folder)  # fmt: skip
     return folder / "a", folder / "b"
 
 
@@ -181,9 +194,10 @@ def test_report_refuses_other_features(two_runs, tmp_path):
     assert "not comparable" in run("report", a, b, code=2)
 
 
-def test_options_override_settings_in_the_singular(model, bench_file, tmp_path):
+def test_options_override_settings_in_the_singular(model, digits, bench_file, tmp_path):
     bench_file.write_text(bench_file.read_text() + "seed: 3\nmodel: mnist\nmetric: frechet\n")
-    options = ("--model", model, "--seed", "5", "--set", "metric=score", "--nfe", 2)
+    options = ("--model", model, "--data", digits, "--seed", "5", "--nfe", 2)
+    options = (*options, "--set", "metric=score")
     run("bench", bench_file, *options, "--out", tmp_path)
     record = json.loads((tmp_path / "tiny" / "results.json").read_text())["config"]
     assert (record["seeds"], record["metrics"]) == ([5], ["score"])

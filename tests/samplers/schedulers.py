@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ SPACINGS: dict[str, dict[str, Any]] = {
 # Spacings that set the last node at sigma_min themselves: a final sigma_min would repeat it.
 ENDS_AT_MIN = ("karras", "karras-x0", "exponential", "beta-v", "flow", "flow-eps", "flow-v")
 
+MADE: dict[str, Any] = {}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -41,7 +44,12 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
 
     def scheduler(self, **config: Any) -> Any:
-        return getattr(diffusers, self.kind)(**{**self.config, **config})
+        """A copy of one that is made once: some of them take a second."""
+        given = {**self.config, **config}
+        key = f"{self.kind} {given}"
+        if key not in MADE:
+            MADE[key] = getattr(diffusers, self.kind)(**given)
+        return copy.deepcopy(MADE[key])
 
     def check(self, nfe: int, **config: Any) -> None:
         if self.kind == "DPMSolverSinglestepScheduler":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import fewstep
 import numpy as np
@@ -215,6 +216,14 @@ def test_unipc(where, nfe, basis, variant, order, corrector):
     run.check(S.unipc(run.grid, order, variant, flags, basis), DIGITS[basis])
 
 
+@cache
+def held(basis: str, tau: float, h: float, nodes: tuple[float, ...]) -> tuple[float, ...]:
+    """The kernel of the SDE times every Lagrange polynomial of the nodes, over a step of h."""
+    power = 1 + tau**2
+    rate = -power if basis == "x0" else 1
+    return tuple(integral(lambda u: power * math.exp(rate * (h - u)), nodes, 0, h))
+
+
 def adams_step(
     run: Symbols, k: int, basis: str, tau: float, used: list[int], tweak: float = 0.0
 ) -> np.ndarray:
@@ -222,14 +231,11 @@ def adams_step(
 
     `tweak` is what the released SA-Solver moves from the second output to the first.
     """
-    h = run.lam[k + 1] - run.lam[k]
-    power = 1 + tau**2
-    rate = -power if basis == "x0" else 1
     scale = run.alpha[k + 1] if basis == "x0" else -run.sigma[k + 1]
-    nodes = [run.lam[i] - run.lam[k] for i in used]
-    weights = integral(lambda u: power * math.exp(rate * (h - u)), nodes, 0, h)
+    nodes = tuple(run.lam[i] - run.lam[k] for i in used)
+    weights = held(basis, tau, run.lam[k + 1] - run.lam[k], nodes)
     if tweak:
-        weights = [weights[0] + tweak, weights[1] - tweak]
+        weights = (weights[0] + tweak, weights[1] - tweak)
     return scale * sum(w * run.output(i, basis) for w, i in zip(weights, used, strict=True))
 
 

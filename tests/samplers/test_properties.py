@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import fewstep
 import numpy as np
 import pytest
@@ -23,14 +25,17 @@ CORRECTED_NOISE = {"sa-2", "sa-3"}
 REGULAR_END = ("ipndm", "pndm")
 
 
-def grids(nfe: int, spacings: tuple[str, ...] = tuple(SPACINGS)):
+@cache
+def grids(nfe: int) -> list[tuple[str, Grid]]:
     """Every schedule with every spacing and end that it has."""
-    for name, schedule in SCHEDULES.items():
-        for spacing in spacings:
-            for end in ("zero", "min"):
-                if spacing == "lam" and schedule.alpha(schedule.t_max) == 0:
-                    continue  # uniform lam cannot start at lam = -inf
-                yield f"{name} {spacing} {end}", fewstep.grid(schedule, nfe, spacing, end=end)
+    return [
+        (f"{name} {spacing} {end}", fewstep.grid(schedule, nfe, spacing, end=end))
+        for name, schedule in SCHEDULES.items()
+        for spacing in SPACINGS
+        for end in ("zero", "min")
+        # Uniform lam cannot start at lam = -inf.
+        if spacing != "lam" or schedule.alpha(schedule.t_max) > 0
+    ]
 
 
 def built(name: str, grid: Grid) -> fewstep.Tableau | None:
@@ -38,6 +43,11 @@ def built(name: str, grid: Grid) -> fewstep.Tableau | None:
     if name in NEEDS_SIGNAL and grid.alpha[0] == 0:
         return None
     return build(name, grid)
+
+
+def close(found, expected, rtol: float, atol: float) -> bool:
+    """What numpy's tests ask, without their messages: they take as long as making a table."""
+    return bool((np.abs(found - expected) <= atol + rtol * np.abs(expected)).all())
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -63,12 +73,10 @@ def test_constant_outputs_are_solved_exactly(name, nfe):
         converted = table.basis == "x0" and name.startswith(EPS_BUILT)
         rtol, atol = (1e-5, 1e-8) if converted else (1e-11, 1e-13)
         carry = table.carry if table.stochastic else kept[1:] / kept[:-1]
-        np.testing.assert_allclose(table.carry, carry, rtol=rtol, atol=atol, err_msg=label)
+        assert close(table.carry, carry, rtol, atol), label
         sums = rest[1:] - rest[:-1] * carry
         scale = np.abs(rest[:-1] * carry).max()
-        np.testing.assert_allclose(
-            table.weights.sum(1), sums, rtol=rtol, atol=max(atol, 1e-14 * scale), err_msg=label
-        )
+        assert close(table.weights.sum(1), sums, rtol, max(atol, 1e-14 * scale)), label
 
 
 @pytest.mark.parametrize("name", [s for s in SOLVERS if s not in CORRECTED_NOISE])
@@ -80,9 +88,7 @@ def test_no_noise_is_left_over(name):
             continue
         full = table.in_basis("x0").expanded()
         variance = (full.start * grid.sigma[0]) ** 2 + (full.noise**2).sum(1)
-        np.testing.assert_allclose(
-            variance, table.grid.sigma**2, rtol=1e-7, atol=1e-14, err_msg=label
-        )
+        assert close(variance, table.grid.sigma**2, 1e-7, 1e-14), label
 
 
 @pytest.mark.parametrize("name", [s for s in SOLVERS if not s.startswith(REGULAR_END)])
@@ -94,7 +100,7 @@ def test_clean_end_is_the_newest_output(name):
         table = table.in_basis("x0")
         last = np.zeros(table.grid.nfe)
         last[-1] = 1
-        np.testing.assert_allclose(table.weights[-1], last, atol=1e-9, err_msg=label)
+        assert close(table.weights[-1], last, 1e-7, 1e-9), label
         assert table.carry[-1] == pytest.approx(0, abs=1e-12), label
 
 

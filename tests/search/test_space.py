@@ -221,7 +221,7 @@ def test_errors_say_what_is_wrong(given, said):
 
 
 def gain(space, schedule):
-    return np.abs(schedule.tableau(space.law).weights).sum(1).max()
+    return np.abs(space.table(schedule).weights).sum(1).max()
 
 
 @pytest.mark.parametrize("law", SCHEDULES)

@@ -114,11 +114,12 @@ def test_evened_out_classes_are_unbiased_and_less_noise():
     for _ in range(1000):
         labels = by_chance(60)
         x, y = of_classes(labels), of_classes(by_chance(600))
-        plain.append(mmd2(x, y, cubic))
-        even.append(mmd2(x, y, cubic, stratified((labels, SHARES), 60)))
+        apart = similarity(y, cubic)
+        plain.append(mmd2(x, y, cubic, apart=apart))
+        even.append(mmd2(x, y, cubic, stratified((labels, SHARES), 60), apart))
         x = of_classes(arranged)
-        biased.append(mmd2(x, y, cubic))
-        fixed.append(mmd2(x, y, cubic, stratified((arranged, SHARES), 60)))
+        biased.append(mmd2(x, y, cubic, apart=apart))
+        fixed.append(mmd2(x, y, cubic, stratified((arranged, SHARES), 60), apart))
     plain, even, fixed, biased = map(torch.stack, (plain, even, fixed, biased))
 
     def sure(found):

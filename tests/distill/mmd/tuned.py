@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,18 +45,24 @@ class Affine(nn.Module):
         return self.gain * sigma * x + self.dropout(drift.expand_as(x))
 
 
+@cache
+def table(steps: int) -> samplers.Tableau:
+    return samplers.build("ddim", grid(LAW, steps, "quadratic"))
+
+
 def images_of(network: nn.Module, steps: int, calls: bool = False) -> Any:
-    table = samplers.build("ddim", grid(LAW, steps, "quadratic"))
     found: Any = samplers.denoiser(network, LAW, "eps")
     denoiser = checkpointed(found) if calls else found
 
     def images(numbers: Any) -> Tensor:
         rows = torch.tensor(list(numbers)) % len(NOISE)
-        return samplers.sample(denoiser, table, NOISE[rows] * float(table.grid.sigma[0]))
+        start = NOISE[rows] * float(table(steps).grid.sigma[0])
+        return samplers.sample(denoiser, table(steps), start)
 
     return images
 
 
+@cache
 def space(name: Any = "cubic", mean: float = 0.0, std: float = 1.0, count: int = 4000) -> Space:
     generator = torch.Generator().manual_seed(5)
     real = mean + std * even(count, generator)

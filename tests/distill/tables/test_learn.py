@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +43,13 @@ def counted():
     return model, calls
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The folder of a run with nothing changed, and the table of 3 evaluations that it found."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, learn_tables(config(), curved(), folder)[3]
+
+
 def test_learned_tables_are_nearer_than_solvers(tmp_path):
     found = learn_tables(config(nfe=[5, 3]), curved(), tmp_path)
     assert list(found) == [3, 5]
@@ -51,9 +59,8 @@ def test_learned_tables_are_nearer_than_solvers(tmp_path):
     assert list(samplers.load_family(tmp_path / FAMILY)) == [3, 5]
 
 
-def test_the_error_is_that_of_samples_that_it_has_not_seen(tmp_path):
-    (each,) = learn_tables(config(), curved(), tmp_path).values()
-    model = curved()
+def test_the_error_is_that_of_samples_that_it_has_not_seen(plain):
+    model, each = curved(), plain[1]
     seeds = range(2**31 + 24, 2**31 + 32)
     draw = Draw(seeds, torch.tensor([seed % 3 for seed in seeds]))
     nodes = grid(model.schedule, 20, "uniform")
@@ -64,31 +71,29 @@ def test_the_error_is_that_of_samples_that_it_has_not_seen(tmp_path):
     assert each.error == pytest.approx(float((ours - truth).square().mean().sqrt()), rel=1e-5)
 
 
-def test_what_was_learned_is_not_learned_again(tmp_path):
-    first = learn_tables(config(), curved(), tmp_path)
+def test_what_was_learned_is_not_learned_again(plain, tmp_path):
+    folder, first = shutil.copytree(plain[0], tmp_path / "plain"), plain[1]
     model, calls = counted()
-    again = learn_tables(config(), model, tmp_path)
+    again = learn_tables(config(), model, folder)
     assert not calls
-    assert again[3].record == first[3].record
-    np.testing.assert_array_equal(again[3].table.weights, first[3].table.weights)
+    assert again[3].record == first.record
+    np.testing.assert_array_equal(again[3].table.weights, first.table.weights)
     # Another number beside it, and another way of learning.
-    learn_tables(config(nfe=[3, 4]), model, tmp_path)
+    learn_tables(config(nfe=[3, 4]), model, folder)
     assert sum(calls) > 0
     before = sum(calls)
-    learn_tables(config(steps=1), model, tmp_path)
+    learn_tables(config(steps=1), model, folder)
     assert sum(calls) > before
 
 
-def test_the_batch_size_changes_nothing_but_rounding(tmp_path):
-    one = learn_tables(config(), curved(), tmp_path / "a")[3].table
-    other = learn_tables(config(batch_size=7), curved(), tmp_path / "b")[3].table
-    np.testing.assert_allclose(one.weights, other.weights, atol=1e-3)
+def test_the_batch_size_changes_nothing_but_rounding(plain, tmp_path):
+    other = learn_tables(config(batch_size=7), curved(), tmp_path)[3].table
+    np.testing.assert_allclose(plain[1].table.weights, other.weights, atol=1e-3)
 
 
-def test_tables_are_of_the_scale_that_they_were_learned_for(tmp_path):
-    plain = learn_tables(config(), curved(), tmp_path / "a")[3].table
-    guided = learn_tables(config(guidance=3.0), curved(), tmp_path / "b")[3].table
-    assert abs(plain.weights - guided.weights).max() > 1e-2
+def test_tables_are_of_the_scale_that_they_were_learned_for(plain, tmp_path):
+    guided = learn_tables(config(guidance=3.0), curved(), tmp_path)[3].table
+    assert abs(plain[1].table.weights - guided.weights).max() > 1e-2
 
 
 def test_one_family_serves_a_range_of_guidance_scales(tmp_path):

@@ -90,12 +90,13 @@ def test_batches_report_every_call():
 
 
 def test_digits_of_other_batches_are_the_same_to_a_level():
-    # Kernels may sum in another order for another batch.
+    # Kernels for another batch sum in another order. That is 1e-5 of eps, and 1e-3 of the first x0,
+    # whose state has 160 times as much noise as signal; the steps that follow leave less of it.
     model = load_model("mnist")
     steps = table_within(model.schedule, SolverConfig(name="ddim"), 10, "uniform", "zero")
-    draw = Draw(range(16), torch.arange(16) % 10)
-    whole = quantise(in_batches(model, steps, draw, 16)).int()
-    for batch_size in (1, 7):
-        gap = (quantise(in_batches(model, steps, draw, batch_size)).int() - whole).abs()
-        assert gap.max() <= 1
-        assert (gap > 0).double().mean() < 1e-3
+    draw = Draw(range(8), torch.arange(8))
+    whole = in_batches(model, steps, draw, 8)
+    for batch_size in (1, 3):
+        found = in_batches(model, steps, draw, batch_size)
+        assert (found - whole).abs().mean() < 1e-4
+        assert (quantise(found).int() - quantise(whole).int()).abs().max() <= 1

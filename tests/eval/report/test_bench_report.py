@@ -91,19 +91,30 @@ def test_every_plot_that_is_named_is_there(finished):
         assert Image.open(finished.folder / name).width > 300
 
 
-def test_a_published_value_is_set_beside_ours(tmp_path):
-    paper = {"source": "a paper", "quantity": "frechet/rows-4", "images": 40}
-    published = paper | {"values": {"ddim": {4: 99.0}}}
-    made(tmp_path, published=[published], solvers=["ddim"])
-    text = (tmp_path / "report.md").read_text()
-    assert "Published: a paper" in text
-    assert re.search(r"\| ddim \| 4 \| [^|]+ \| 99 \| -\d+\.\d% \| differs \|", text)
+@pytest.fixture(scope="module")
+def beside(finished, tmp_path_factory):
+    """The report of the same run beside published values of four kinds."""
+    ours = {"quantity": "frechet/rows-4", "images": 40, "values": {"ddim": {4: 99.0}}}
+    papers = (
+        ours | {"source": "one of ours"},
+        ours | {"source": "one of guidance", "guidance": 2.0},
+        ours | {"source": "one of others", "values": {"deis-3": {4: 99.0}}},
+        {"source": "one of Inception", "values": {"ddim": {4: 99.0}}},
+    )
+    published = tuple(PublishedConfig.model_validate(paper) for paper in papers)
+    config = finished.config.model_copy(update={"published": published})
+    folder = tmp_path_factory.mktemp("beside")
+    write_report(replace(finished, config=config, folder=folder))
+    return (folder / "report.md").read_text()
 
 
-def test_values_of_another_guidance_are_not_set_beside_ours(tmp_path):
-    paper = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"ddim": {4: 99.0}}}
-    made(tmp_path, published=[paper | {"guidance": 2.0}], solvers=["ddim"])
-    assert "a paper" not in (tmp_path / "report.md").read_text()
+def test_a_published_value_is_set_beside_ours(beside):
+    assert "Published: one of ours" in beside
+    assert re.search(r"\| ddim \| 4 \| [^|]+ \| 99 \| -\d+\.\d% \| differs \|", beside)
+
+
+def test_values_of_another_guidance_are_not_set_beside_ours(beside):
+    assert "one of guidance" not in beside
 
 
 @pytest.mark.parametrize(("model", "guidance", "about"), [("m", 1.0, True), ("n", 1.0, False)])
@@ -112,17 +123,13 @@ def test_values_are_of_one_model(model, guidance, about):
     assert is_about(published, {"model": model, "guidance": guidance}) == about
 
 
-def test_published_curves_that_did_not_run_are_named(tmp_path):
-    paper = {"source": "a paper", "quantity": "frechet/rows-4", "values": {"deis-3": {4: 99.0}}}
-    made(tmp_path, published=[paper], solvers=["ddim"])
-    text = (tmp_path / "report.md").read_text()
-    assert "a paper has deis-3, too, which did not run" in text
+def test_published_curves_that_did_not_run_are_named(beside):
+    assert "one of others has deis-3, too, which did not run" in beside
+    assert "Published: one of others" not in beside
 
 
-def test_published_fids_are_not_set_beside_other_features(tmp_path):
-    published = {"source": "a paper", "values": {"ddim": {4: 99.0}}}
-    made(tmp_path, published=[published], solvers=["ddim"])
-    assert "a paper" not in (tmp_path / "report.md").read_text()
+def test_published_fids_are_not_set_beside_other_features(beside):
+    assert "one of Inception" not in beside
 
 
 def test_panels_have_sections_and_pictures_of_their_own(tmp_path):
