@@ -106,3 +106,11 @@ def test_names_of_other_programs_lead_to_solvers():
     law = fewstep.schedules.VPDiscrete(fewstep.schedules.betas("linear"))
     for cell in spacings:
         assert fewstep.grid(law, 5, ast.literal_eval(cell.strip().strip("`"))).nfe == 5
+
+
+def test_the_page_of_compensation_draws_digits():
+    names = {}
+    exec(block("docs/compensation.md"), names)
+    assert names["table"].nfe == 4
+    read = fewstep.zoo.mnist_classifier()(names["images"]).argmax(1).tolist()
+    assert read == [0, 1, 2, 3]
