@@ -8,6 +8,7 @@ from .deis import deis, ipndm
 from .denoiser import Prediction, denoiser
 from .diffusers_model import from_diffusers, from_diffusers_config
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
+from .dpm_v3 import dpm_v3
 from .executor import (
     Denoiser,
     NoiseSource,
@@ -20,6 +21,7 @@ from .executor import (
 )
 from .family import families, is_family, load_family, save_family
 from .fit import fit
+from .model_statistics import Batch, ModelStatistics, estimate_statistics
 from .pndm import pndm
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
@@ -32,8 +34,10 @@ from .unipc import unipc
 
 __all__ = [
     "Basis",
+    "Batch",
     "Denoiser",
     "Expanded",
+    "ModelStatistics",
     "NoiseSource",
     "Prediction",
     "Solver",
@@ -54,7 +58,9 @@ __all__ = [
     "dpm2",
     "dpm2_ancestral",
     "dpm_singlestep",
+    "dpm_v3",
     "dpmpp_sde",
+    "estimate_statistics",
     "exact",
     "families",
     "fit",
