@@ -7,6 +7,7 @@ from fewstep.samplers import ModelStatistics
 from fewstep.schedules import Placed, VPDiscrete, betas
 from fewstep.search.grids import config_of
 from fewstep.search.s3 import SearchConfig
+from fewstep.search.statistics import StatisticsConfig
 
 from ..eval.models import tiny
 from .typed import run, wide  # noqa: F401 - a fixture
@@ -85,6 +86,12 @@ def test_what_is_wrong_is_said(tmp_path, pipe):
 def test_packaged_settings_are_good(name):
     path = configs.find("search/grid", name)
     assert config_of(configs.read(path), str(path)).method == name.partition("-")[0]
+
+
+@pytest.mark.parametrize("name", configs.names("search/v3"))
+def test_packaged_statistics_are_good(name):
+    path = configs.find("search/v3", name)
+    configs.checked(StatisticsConfig, configs.read(path), str(path))
 
 
 def test_schedules_are_searched_and_sampled_with(tmp_path, pipe):
