@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
 from ..schedules import Grid
@@ -64,15 +65,15 @@ def dpm_v3(
     one more with `extra` = 1 and no pseudo-order.
 
     Zheng et al. 2023, "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model
-    Statistics", eq. 14 and appendix B. Raises ValueError for a bad option, and a file that holds no
-    statistics.
+    Statistics", section 3; the released code where they differ. Raises ValueError for a bad option,
+    and a file that holds no statistics.
     """
     if pseudo not in ("none", "predictor", "corrector", "both"):
         raise ValueError(f"dpm-v3: pseudo is none, predictor, corrector or both, not {pseudo!r}")
     if half not in (None, "paper", "released"):
         raise ValueError(f"dpm-v3: half is paper, released or None, not {half!r}")
-    sly, fixed = pseudo in ("predictor", "both"), pseudo in ("corrector", "both")
-    extra = int(fixed) if extra is None else extra
+    ahead, back = pseudo in ("predictor", "both"), pseudo in ("corrector", "both")
+    extra = int(back) if extra is None else extra
     if extra not in (0, 1):
         raise ValueError(f"dpm-v3: the corrector takes 0 or 1 outputs more, not {extra}")
     if statistics is None:
@@ -82,7 +83,7 @@ def dpm_v3(
     curves, shape = curves_of(statistics), statistics.shape
     n, orders, linear = grid.nfe, step_orders(grid, order, lower_final), kernel(grid, "x0")
     finite = np.isfinite(grid.lam)
-    correcting = corrector_mask(grid, half) & corrector
+    correcting = corrector_mask(grid, half) if corrector else np.zeros(n, dtype=bool)
     # Outputs are f = of_x x - x0; it is -x0 at pure noise.
     of_x = np.zeros((n, *shape))
     here = np.flatnonzero(finite[:-1])
@@ -103,12 +104,12 @@ def dpm_v3(
         past = list(range(row, row - orders[row], -1))
         carry[row] = grid.alpha[row + 1] / grid.alpha[row] * step.decay
         scale = -grid.alpha[row + 1]
-        weights = step.weights(grid.lam[past], sly)
+        weights = step.weights(grid.lam[past], ahead)
         predictor[row] = scale * known.row(past, weights, step.constant, n + 1)
         after[row, :-1] = predictor[row]
         used = [row, row + 1, *past[1:]][: len(past) + extra]
         if correcting[row] and len(used) > 1:
-            weights = step.weights(grid.lam[used], fixed)
+            weights = step.weights(grid.lam[used], back)
             target = known.with_target(row + 1, step)
             after[row] = scale * target.row(used, weights, step.constant, n + 2)
         known = known.moved(step)
@@ -122,14 +123,14 @@ def dpm_v3(
     return Tableau(grid, **rows._asdict(), name="dpm-v3", meta=meta)
 
 
-def corrector_mask(grid: Grid, half: Half | None) -> Float:
+def corrector_mask(grid: Grid, half: Half | None) -> NDArray[np.bool_]:
     """Which steps may correct their target: not the last, nor what `half` leaves out; bool [N]."""
-    on = np.arange(grid.nfe) < grid.nfe - 1
+    on = np.asarray(np.arange(grid.nfe) < grid.nfe - 1)
     if half is None:
         return on
     law = grid.require_schedule()
     left = (grid.time[1:] - law.t_min) / (law.t_max - law.t_min)
-    return on & ((left <= 0.5) if half == "paper" else (left > 0.5))
+    return np.asarray(on & ((left <= 0.5) if half == "paper" else (left > 0.5)))
 
 
 class Curve(NamedTuple):
@@ -168,7 +169,7 @@ def curves_of(statistics: ModelStatistics) -> Curves:
     for values in (statistics.l, statistics.s, statistics.b):
         spline = CubicSpline(knots, np.concatenate([values, values]) if single else values)
         found.append(Curve(spline, spline.antiderivative(), float(lams[0]), float(lams[-1])))
-    return Curves(*found, knots=lams)
+    return Curves(found[0], found[1], found[2], lams)
 
 
 class Step(NamedTuple):

@@ -11,8 +11,8 @@ least, each pixel for itself:
     l = E[diag(sigma d eps / dx)] = 1 - alpha E[v (d x0 / dx) v],   v = +-1 at random
     s = Cov(f, f') / Var(f),   b = E f' - s E f
 
-(Zheng et al. 2023, "DPM-Solver-v3", eq. 11 and proposition 3.1.) None of them depends on the form
-of the schedule, alpha and sigma, given lam.
+(Zheng et al. 2023, "DPM-Solver-v3", section 3.1.) None of them depends on the form of the schedule,
+alpha and sigma, given lam.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def estimate_statistics(
     if np.ndim(lams) == 0:
         if not np.isfinite(ends).all():
             raise ValueError(f"statistics: {schedule!r} begins at lam {ends[0]}; name the lams")
-        lams = np.linspace(*ends, int(np.asarray(lams)))
+        lams = np.linspace(ends[0], ends[1], int(np.asarray(lams)))
     lams = np.asarray(lams, dtype=np.float64)
     shape, count = tuple(batches[0].data.shape[1:]), sum(len(batch.data) for batch in batches)
     diagonal = torch.zeros(len(lams), *shape, dtype=torch.float64)
@@ -259,21 +259,21 @@ def slopes(
         across = (denoiser(x + step * v, node) - denoiser(x - step * v, node)) / (2 * step)
         return x0, moved, across
     low, high, gap = at.around(STEP)
-    levels, rates = (
-        tuple(torch.tensor(value, dtype=torch.float64, device=x.device) for value in values)
-        for values in (
-            [getattr(node, name) for name in LEVELS],
-            [(getattr(high, name) - getattr(low, name)) / gap for name in LEVELS],
-        )
-    )
+
+    def tensors(values: Sequence[float]) -> tuple[Tensor, ...]:
+        return torch.tensor(values, dtype=torch.float64, device=x.device).unbind()
+
+    levels = tensors([getattr(node, name) for name in LEVELS])
+    rates = tensors([(getattr(high, name) - getattr(low, name)) / gap for name in LEVELS])
 
     def of_x(x: Tensor) -> Tensor:
         return denoiser(x, node)
 
     def of_all(x: Tensor, *values: Tensor) -> Tensor:
-        return denoiser(x, replace(node, **dict(zip(LEVELS, values, strict=True))))
+        known: dict[str, Any] = dict(zip(LEVELS, values, strict=True))
+        return denoiser(x, replace(node, **known))
 
-    x0, across = torch.func.jvp(of_x, (x,), (v,))
+    x0, across = torch.func.jvp(of_x, (x,), (v,))[:2]
     eps = (x - node.alpha * x0) / node.sigma
     dx = float(rates[1]) / node.alpha * x - node.sigma * eps
     moved = torch.func.jvp(of_all, (x, *levels), (dx, *rates))[1]
@@ -282,7 +282,9 @@ def slopes(
 
 def regression(lams: Float, l: Float, mean: Float, covariance: Float) -> tuple[Float, Float]:
     """s and b from the moments of (w, x0, x0'), [N, 3, ..] and [N, 3, 3, ..]."""
-    slope = np.gradient(l, lams, axis=0, edge_order=min(2, len(lams) - 1)) if len(l) > 1 else 0 * l
+    slope = np.zeros_like(l)
+    if len(lams) > 1:
+        slope[:] = np.gradient(l, lams, axis=0, edge_order=2 if len(lams) > 2 else 1)
     one, zero = np.ones_like(l), np.zeros_like(l)
     f = np.stack([1 - l, -one, zero], 1)
     after = np.stack([l - 1 - slope, 1 - l, -one], 1)
