@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from .. import configs
@@ -13,12 +14,14 @@ from ..eval.models import configured, pick_device
 from ..eval.processes import check_shared, launched
 from ..eval.progress import silent
 from ..samplers.family import FAMILY
+from ..samplers.model_statistics import STATISTICS
 from ..samplers.ratios import RATIOS
 from ..schedules.placed import SPACING
 from ..search.dc import RatioConfig, find_ratios
 from ..search.grids import config_of, find_grids
 from ..search.grids.run import USUAL, shown
 from ..search.s3 import SearchConfig, search
+from ..search.statistics import StatisticsConfig, find_statistics
 from . import console
 from .app import app
 from .console import (
@@ -38,9 +41,9 @@ from .console import (
 )
 
 group = typer.Typer(
-    help="Look for samplers: solver schedules that decide step by step, nodes of grids, ratios of "
-    "compensation.",
-    no_args_is_help=True,
+    help="Look for samplers: solver schedules, nodes of grids, ratios of compensation, statistics of a "
+    "model.",
+    _is_help=True,
 )
 app.add_typer(group, name="search")
 
@@ -216,3 +219,41 @@ def dc(
     head = ["NFE", "guidance", *found[0].errors, "ratios"]
     print_table("RMSE on held-out noises", head, rows)
     console.out.print(f"ratios: {target / RATIOS}", highlight=False, soft_wrap=True)
+
+
+@group.command(context_settings=ANY_SETTING)
+def v3(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(configs.names('search/v3'))}, or a YAML file."),
+    ] = "mnist-v3",
+    model: ModelName = None,
+    change: Settings = None,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Estimate the statistics of a model that DPM-Solver-v3 integrates with.
+
+    What of the network is linear, pixel by pixel and at every noise level, from samples of the
+    model. The result is OUT/statistics.safetensors, an option of the solver dpm-v3.
+
+    Example: fewstep search v3 --set samples=128 --set lams=40
+
+    Then, in Python: fewstep.build("dpm-v3", grid, statistics="runs/mnist-v3"), or in the settings
+    of a bench: solvers: [{name: dpm-v3, options: {statistics: runs/mnist-v3}}]. docs/dpm-v3.md says
+    more.
+    """
+    name, flags = named_run(run, "mnist-v3", context.args)
+    values = run_settings("search/v3", name, model)
+    config = configs.checked(StatisticsConfig, overridden(values, {}, flags, change), "settings")
+    loaded = network_of(config.model, device)
+    target = (folder or Path("runs") / Path(name).stem) / STATISTICS
+    with progress_bar(f"statistics of {loaded.name}") as progress:
+        found = find_statistics(config, loaded, target, progress)
+    rows = [
+        [f"{found.lams[k]:.3g}", *(f"{part[k].mean():.4g}" for part in (found.l, found.s, found.b))]
+        for k in np.unique(np.linspace(0, len(found.lams) - 1, 9).astype(int))
+    ]
+    print_table("means over all pixels", ["lam", "l", "s", "b"], rows)
+    console.out.print(f"statistics: {target}", highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from .deis import deis, ipndm
 from .denoiser import Prediction, denoiser
 from .diffusers_model import from_diffusers, from_diffusers_config
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
+from .dpm_v3 import dpm_v3
 from .executor import (
     Denoiser,
     NoiseSource,
@@ -23,6 +24,7 @@ from .family import families, is_family, load_family, save_family
 from .fit import fit
 from .gaussian_data import GaussianData, load_pca
 from .gaussian_fit import fit_gaussian
+from .model_statistics import Batch, ModelStatistics, estimate_statistics
 from .pndm import pndm
 from .ratios import Ratios
 from .registry import Solver, build, build_within, solver, solvers
@@ -39,9 +41,11 @@ from .unipc import unipc
 
 __all__ = [
     "Basis",
+    "Batch",
     "Denoiser",
     "Expanded",
     "GaussianData",
+    "ModelStatistics",
     "NoiseSource",
     "Prediction",
     "Ratios",
@@ -68,8 +72,10 @@ __all__ = [
     "dpm2",
     "dpm2_ancestral",
     "dpm_singlestep",
+    "dpm_v3",
     "dpmpp_sde",
     "dualfast",
+    "estimate_statistics",
     "exact",
     "families",
     "fit",

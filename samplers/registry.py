@@ -15,6 +15,7 @@ from .ancestral import dpm2_ancestral, dpmpp_sde
 from .ddim import ddim, ddpm, lcm
 from .deis import deis, ipndm
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
+from .dpm_v3 import dpm_v3
 from .pndm import pndm
 from .ratios import Ratios
 from .runge_kutta import dpm2, heun, rho_rk
@@ -186,6 +187,13 @@ CATALOGUE: tuple[Solver, ...] = (
             {"predictor": p, "corrector": c},
         )
         for p, c in ((2, 2), (3, 4))
+    ),
+    Solver(
+        "dpm-v3",
+        4,
+        "DPM-Solver-v3: with `statistics` of a model; UniPC-3 of exact weights without",
+        dpm_v3,
+        {"order": 3, "extra": 1},
     ),
     Solver("heun", 2, "Heun in sigma / alpha, 2 evaluations a step", heun),
     Solver(

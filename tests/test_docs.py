@@ -72,6 +72,21 @@ def test_the_page_of_time_shift_samples():
     assert names["found"].window >= 0
 
 
+def test_the_page_of_dpm_solver_v3_samples_with_statistics(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("docs/dpm-v3.md"), names)
+    assert names["x"].shape == (8, 4)
+    assert names["table"].weights.shape == (6, 6, 4)
+    # Nearer to the data than with l = 1, s = b = 0.
+    grid, denoiser = names["grid"], names["denoiser"]
+    x = fewstep.noise(grid, (4,), seeds=range(8))
+    fine = fewstep.build("unipc-3", fewstep.grid(names["law"], 200, "uniform"))
+    end = fewstep.sample(denoiser, fine, x)
+    plain = fewstep.sample(denoiser, fewstep.build("dpm-v3", grid, order=2), x)
+    assert (names["x"] - end).norm() < (plain - end).norm()
+
+
 def test_the_page_of_discrete_samplers_writes_text(capsys):
     exec(block("docs/discrete.md"), {})
     lines = capsys.readouterr().out.split("\n")

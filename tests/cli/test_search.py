@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from fewstep import configs
-from fewstep.samplers import Ratios
+from fewstep.samplers import ModelStatistics, Ratios
 from fewstep.schedules import Placed, VPDiscrete, betas
 from fewstep.search.grids import config_of
 from fewstep.search.s3 import SearchConfig
+from fewstep.search.statistics import StatisticsConfig
 
 from ..eval.models import tiny
 from .typed import run, wide  # noqa: F401 - a fixture
@@ -50,6 +52,28 @@ def test_a_grid_is_found_and_used(tmp_path, pipe):
     assert all(name in said for name in ("ddim@uniform", "ddim@dm", "ddim@gits"))
 
 
+def test_statistics_of_a_model_are_estimated_and_used(tmp_path, pipe):
+    out, sizes = tmp_path / "v3", ("--set", "lams=4", "--set", "samples=6", "--set", "steps=3")
+    said = run("search", "v3", "--model", pipe, *sizes, "--out", out, "--device", "cpu")
+    assert "means over all pixels" in said
+    found = ModelStatistics.load(out)
+    assert len(found.lams) == 4
+    assert found.schedule == LAW
+    assert found.meta["samples"] == 6
+    again = tmp_path / "again"
+    run("search", "v3", "--model", pipe, *sizes, "--set", "difference=0.01", "--out", again,
+        "--set", "batch_size=4", "--device", "cpu")  # fmt: skip
+    np.testing.assert_allclose(ModelStatistics.load(again).l, found.l, atol=1e-2)
+    said = run(
+        "bench", "mnist", "--model", pipe, "--set",
+        f"solvers=[{{name: dpm-v3, options: {{statistics: '{out}'}}}}]",
+        "--spacings", "uniform", "--nfe", 2, "--metrics", "", "--images", 4, "--set",
+        "reference=null", "--set", "extractors=[]", "--name", "b", "--out", tmp_path,
+        "--device", "cpu",
+    )  # fmt: skip
+    assert "dpm-v3" in said
+
+
 def test_what_is_wrong_is_said(tmp_path, pipe):
     assert "there is ays, dm, gits" in run("search", "grid", "nope", code=2)
     assert "growt: no such key; did you mean growth?" in run(
@@ -62,6 +86,12 @@ def test_what_is_wrong_is_said(tmp_path, pipe):
 def test_packaged_settings_are_good(name):
     path = configs.find("search/grid", name)
     assert config_of(configs.read(path), str(path)).method == name.partition("-")[0]
+
+
+@pytest.mark.parametrize("name", configs.names("search/v3"))
+def test_packaged_statistics_are_good(name):
+    path = configs.find("search/v3", name)
+    configs.checked(StatisticsConfig, configs.read(path), str(path))
 
 
 def test_schedules_are_searched_and_sampled_with(tmp_path, pipe):

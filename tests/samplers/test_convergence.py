@@ -46,6 +46,7 @@ ORDERS = {
     "unipc-2": 3,
     "unipc-3": 4,
     "unipc-4": 5,
+    "dpm-v3": 4,
     "heun": 2,
     "deis-rho-kutta3": 3,
     "deis-rho-rk4": 4,
