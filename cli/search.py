@@ -41,9 +41,9 @@ from .console import (
 )
 
 group = typer.Typer(
-    help="Look for samplers: solver schedules, nodes of grids, ratios of compensation, statistics of a "
-    "model.",
-    _is_help=True,
+    help="Look for samplers: solver schedules, nodes of grids, ratios of compensation, statistics "
+    "of a model.",
+    no_args_is_help=True,
 )
 app.add_typer(group, name="search")
 

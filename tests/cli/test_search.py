@@ -133,7 +133,7 @@ def test_packaged_searches_are_good(name, monkeypatch, tmp_path):
 
 def test_ratios_are_found_and_taken_by_a_solver(tmp_path, pipe):
     out = tmp_path / "dc"
-    sizes = [f"--set={each}" for each in ("samples=3", "held_out=2", "substeps=2")]
+    sizes = [f"--set={each}" for each in ("samples=3", "held_out=2", "substeps=2", "method=greedy")]
     said = run(
         "search", "dc", "--model", pipe, "--nfe", "3,4", "--device", "cpu", *sizes, "--out", out
     )  # fmt: skip

@@ -27,15 +27,17 @@ REGULAR_END = ("ipndm", "pndm")
 
 @cache
 def grids(nfe: int) -> list[tuple[str, Grid]]:
-    """Every schedule with every spacing and end that it has."""
-    return [
-        (f"{name} {spacing} {end}", fewstep.grid(schedule, nfe, spacing, end=end))
-        for name, schedule in SCHEDULES.items()
-        for spacing in SPACINGS
-        for end in ("zero", "min")
-        # Uniform lam cannot start at lam = -inf.
-        if spacing != "lam" or schedule.alpha(schedule.t_max) > 0
-    ]
+    """Every schedule with every spacing and end that it has, the same nodes once."""
+    found: dict[tuple[str, bytes], tuple[str, Grid]] = {}
+    for name, schedule in SCHEDULES.items():
+        for spacing in SPACINGS:
+            for end in ("zero", "min"):
+                if spacing == "lam" and schedule.alpha(schedule.t_max) == 0:
+                    continue  # uniform lam cannot start at lam = -inf
+                nodes = fewstep.grid(schedule, nfe, spacing, end=end)
+                place = nodes.lam.round(9).tobytes()
+                found.setdefault((name, place), (f"{name} {spacing} {end}", nodes))
+    return list(found.values())
 
 
 def built(name: str, grid: Grid) -> fewstep.Tableau | None:
