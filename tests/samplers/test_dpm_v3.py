@@ -239,7 +239,7 @@ def test_statistics_may_be_a_file(tmp_path):
     smooth().save(path)
     grid = fewstep.grid(LAW, 5, "uniform")
     table = build("dpm-v3", grid, statistics=str(path), order=2)
-    again = dpm_v3(grid, ModelStatistics.load(path), 2)
+    again = dpm_v3(grid, ModelStatistics.load(path), 2, extra=1)
     np.testing.assert_array_equal(table.weights, again.weights)
     np.testing.assert_array_equal(table.bias, again.bias)
     assert table.meta["options"]["statistics"] == str(path)
