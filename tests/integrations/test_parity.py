@@ -62,14 +62,14 @@ def check(ask: Ask) -> str:
     return "equal"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_samples_are_those_of_diffusers(seed):
     results = [check(ask) for ask in asks(seed, 25)]
     assert results.count("equal") >= 8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [*range(3, 6), *range(100, 140)])
+@pytest.mark.parametrize("seed", [*range(2, 6), *range(100, 140)])
 def test_a_thousand_configs(seed):
     for ask in asks(seed, 25):
         check(ask)

@@ -41,8 +41,10 @@ def test_step_reads_nothing_back(name, begin):
 COMPILED = ["dpmpp-2m", "unipc-3", "heun", "sde-dpmpp-2m", "dpmpp-2s", "ab-4"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in COMPILED), ("unipc-3", torch.bfloat16)],
+)
 def test_step_compiles_once_for_a_whole_run(name, dtype):
     """A few graphs (the first step, the steps, the last one), not one per step."""
     torch._dynamo.reset()

@@ -56,7 +56,8 @@ class Case:
             config.pop("timestep_spacing", None)
         scheduler = self.scheduler(**config)
         scheduler.set_timesteps(nfe)
-        theirs = S.trace(scheduler)
+        # That it is linear, the table that is built says.
+        theirs = S.trace(scheduler, check=False)
         assert row_error(self.build(steps_of(theirs)), theirs) <= TOLERANCE
 
 

@@ -226,7 +226,10 @@ def with_claims(shift, offsets):
     return other
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(s, marks=[] if s in LISTED else pytest.mark.slow) for s in SOLVERS],
+)
 def test_a_row_is_that_of_the_table_on_the_times_so_far(name):
     """For every solver; so rows depend on no nodes but those whose times are looked up."""
     grid, x = Grid.from_times(LAW, times_of(10)), noises(2, shape=(4,))

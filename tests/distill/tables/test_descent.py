@@ -46,7 +46,7 @@ def test_weights_and_times_come_much_nearer_than_the_best_solver(tmp_path, nfe, 
     assert after <= most * best
 
 
-@pytest.mark.parametrize("nfe", [3, 5])
+@pytest.mark.parametrize("nfe", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_weights_gain_twice_what_times_alone_do(tmp_path, nfe):
     _, before, times = learned(tmp_path / "times", nfe, ("times",))
     _, _, weights = learned(tmp_path / "weights", nfe, ("weights",))
