@@ -9,7 +9,7 @@ from fewstep.eval.models import Draw, in_batches, label_rule, load_model
 from fewstep.schedules import grid
 from fewstep.search.schedule import SolverSchedule
 
-SEEDS = range(8)
+SEEDS = range(5)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,8 @@ PLAIN = {
 @pytest.mark.parametrize("kind", [kind for kind in COMPARED if kind != "IPNDMScheduler"])
 def test_every_class_has_a_run_that_is_the_same(kind):
     """But IPNDM, whose first evaluation is ignored there (see the compat test)."""
-    for steps in (4, 10, 25):
+    # On both sides of where the DPM classes lower the order at the end.
+    for steps in (4, 25):
         assert check(Ask(kind, PLAIN.get(kind, {}), steps)) == "equal"
 
 

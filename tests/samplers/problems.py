@@ -74,7 +74,7 @@ def gentle() -> Problem:
 
 
 def integrate(
-    denoiser: exact.Mixture, x: Tensor, start: float, stop: float, n: int = 4000
+    denoiser: exact.Mixture, x: Tensor, start: float, stop: float, n: int = 2000
 ) -> Tensor:
     """Classical RK4 on d(x)/d(log sigma) = x - x0(x, sigma), written out independently."""
     levels = np.geomspace(start, stop, 2 * n + 1)

@@ -145,7 +145,7 @@ def test_the_bundled_model_is_as_good_as_its_card_says():
 
 def test_the_bundled_model_writes_words():
     model, text = zoo.text_model(), read_text()
-    seeds = range(48)
+    seeds = range(32)
     few, x = (
         sample(model.log_score(), table, start(table, model.length, seeds), seeds)
         for table in (build("euler", model.kernel, model.noise, nodes(n)) for n in (4, 64))

@@ -247,7 +247,7 @@ def latent():
     ("make", "spacing"),
     [
         (lambda: edm_model("edm", tiny.edm().requires_grad_(False)), "karras"),
-        (flow, "uniform"),
+        pytest.param(flow, "uniform", marks=pytest.mark.slow),
         (latent, "uniform"),
     ],
 )
