@@ -60,7 +60,7 @@ def suggest_time_shift(
     """
     law = grid.require_schedule()
     table = solver(grid) if callable(solver) else build(solver, grid)
-    fine, places = refined(grid, refine), places_of(grid, table)
+    fine, places = cut_in_lam(grid, refine), places_of(grid, table)
     inner = [k for k in range(1, grid.nfe) if not table.grid.stage[places[k]]]
     ends, truth = variances(denoiser, build("unipc-3", fine), x, [k * refine for k in inner])
     _, found = variances(denoiser, table, x, [places[k] for k in inner])
@@ -88,7 +88,7 @@ def suggest_time_shift(
     return Suggestion(float(width), float(cutoff), data_variance, label, drift, gap, error)
 
 
-def refined(grid: Grid, refine: int) -> Grid:
+def cut_in_lam(grid: Grid, refine: int) -> Grid:
     """The grid with every step cut into `refine`, evenly in lam, or from pure noise in time.
 
     A step into clean data is left whole: there is no time to ask a network at inside it.
