@@ -236,8 +236,10 @@ def table_within(
         return grid(law, steps, solver.spacing or spacing, end=solver.end or end, **places)
 
     options = solver.options
-    if isinstance(options.get("compensate"), str) and guidance is not None:
-        options = {**options, "compensate": {"ratios": options["compensate"], "guidance": guidance}}
+    how = options.get("compensate")
+    how = {"ratios": how} if isinstance(how, str) else how
+    if isinstance(how, dict) and isinstance(how.get("ratios"), str) and guidance is not None:
+        options = {**options, "compensate": {"guidance": guidance, **how}}
     try:
         return samplers.build_within(solver.name, nfe, make_grid, **options)
     except TypeError as error:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -165,7 +165,10 @@ def from_zip(path: Path, size: int | None) -> ImageSet:
         raise ValueError(f"{path} is no zip archive, or damaged: {error}") from error
     names = sorted(name for name in archive.namelist() if is_image(Path(name)))
     sums = [archive.getinfo(name).CRC for name in names]
-    return from_files(str(path), names, archive.read, size, sums)
+    found = from_files(str(path), names, archive.read, size, sums)
+    # Folders of EDM's archives are parts of the set, and its classes are told here.
+    told = [name for name in archive.namelist() if Path(name).name == "dataset.json"]
+    return replace(found, labels=None, classes=()) if told else found
 
 
 def from_hub(source: str, size: int | None) -> ImageSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,16 +128,19 @@ PROBE = Grid.from_sigmas((14.6, 6.0, 2.5, 1.0, 0.0))
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """ValueError for options that a solver has not, or has not with these values.
 
-    Lists are as long as a run, and tried there.
+    Lists are as long as a run, as ratios in files may be, and tried there.
     """
     inner = [v for value in options.values() if isinstance(value, Mapping) for v in value.values()]
     if any(isinstance(value, list | tuple) for value in (*options.values(), *inner)):
         return
+    how = options.get("compensate")
+    ratios = how.get("ratios") if isinstance(how, Mapping) else how
+    if isinstance(ratios, str):
+        # A file may have those of some runs only.
+        samplers.Ratios.load(ratios)
+        options = {key: value for key, value in options.items() if key != "compensate"}
     try:
-        with warnings.catch_warnings():
-            # A run may be within what this short one is beyond.
-            warnings.simplefilter("ignore")
-            samplers.build(name, PROBE, **options)
+        samplers.build(name, PROBE, **options)
     except (TypeError, ValueError) as error:
         known = list(inspect.signature(samplers.solver(name).builder).parameters)[1:]
         raise ValueError(

@@ -92,6 +92,8 @@ def moments(batches: Batches, groups: int, origin: Tensor, basis: Tensor | None)
     for x, group in batches():
         flat = x.flatten(1).double() - origin
         for j in group.unique().tolist():
+            if not 0 <= j < groups:
+                raise ValueError(f"a sample belongs to group {j}, and there are {groups}")
             rows = flat[group == j]
             counts[j] += len(rows)
             sums[j] += rows.sum(0)

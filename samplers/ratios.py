@@ -185,7 +185,7 @@ def nearest(value: float, limits: Range, what: str) -> float:
     inside = min(max(value, limits[0]), limits[1])
     if inside != value:
         warnings.warn(
-            f"{what} is beyond {limits[0]:.3g} to {limits[1]:.3g}, which ratios were fitted to: "
+            f"{what} is beyond {limits[0]:.3g} to {limits[1]:.3g}, for which these ratios are: "
             f"{inside:.3g} is taken",
             stacklevel=3,
         )

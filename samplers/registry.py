@@ -63,10 +63,11 @@ class Solver:
         return table.renamed(self.name, options=said) if said else table.renamed(self.name)
 
     def predictor(self, grid: Grid, **options: Any) -> Tableau | None:
-        """The table without its corrector; None for a solver that has none."""
+        """The table without its corrector, nor any of `CHANGES`; None for one that has none."""
         if "corrector" not in signature(self.builder).parameters:
             return None
-        return self.builder(grid, **{**self.options, **options, "corrector": False})
+        own = {key: value for key, value in options.items() if key not in CHANGES}
+        return self.builder(grid, **{**self.options, **own, "corrector": False})
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,8 @@ def compensated(
 ) -> Tableau:
     """`compensate`, with ratios by the name of a file, and a corrector's outputs as they are."""
     how = dict(said)
-    scale = how.pop("guidance", 1.0)
     if isinstance(how.get("ratios"), str):
-        how["ratios"] = Ratios.load(how["ratios"]).at(table.grid.nfe, scale)
+        how["ratios"] = Ratios.load(how["ratios"]).at(table.grid.nfe, how.pop("guidance", 1.0))
     return compensate(table, predictor=predictor(), **how)
 
 

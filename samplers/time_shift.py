@@ -68,7 +68,9 @@ class TimeShift:
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"time_shift: {name} must be 0 or more, not {getattr(self, name)}")
         warn_if_flat(self.grid.require_schedule(), self.data_variance)
-        table = self.solver(self.grid)
+        table = self.solver(self.grid).numeric()
+        if table.bias.any():
+            raise ValueError(f"time_shift: {table!r} has a bias, which would not follow its times")
         places = places_of(self.grid, table)
         windows = tuple(
             Window.around(self.grid, k, self.window, self.data_variance, self.resolution)
@@ -177,7 +179,8 @@ def time_shift(
     Raises
     ------
     ValueError
-        For negative numbers, a grid without a schedule, and windows of neighbours that overlap.
+        For negative numbers, a grid without a schedule, windows of neighbours that overlap, and
+        tables with a bias or coefficients per pixel.
     """
     if resolution is None:
         resolution = 1.0 if isinstance(grid.schedule, VPDiscrete) else 0.0

@@ -1,14 +1,14 @@
-"""What changes the outputs of a solver: functions from a table to a table, for any solver.
+"""What changes the outputs of a solver: functions from a table to a table.
 
 A method that replaces each output by a combination of earlier ones, m' = L m, is a product of
-matrices, and what it takes from states is brought back to one form by `eliminate`.
+matrices; what others take from states besides is brought back to one form by `eliminate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def dualfast(
     in the step. The exact law of the paper is not known to us (Yu et al. 2025, "DualFast",
     arXiv 2506.13058): look for the one number on your model. 0 changes nothing.
 
-    Raises ValueError for a wrong number of strengths, and a table in v or flow.
+    Raises ValueError for a wrong number of strengths, another word, and a table in v or flow.
     """
     plain, n = table.numeric(), table.grid.nfe
     c = np.asarray(strength, dtype=np.float64)
@@ -117,6 +117,11 @@ def dualfast(
         c = c * np.arange(n) / max(n - 1, 1)
     if c.shape != (n,) or not np.isfinite(c).all():
         raise ValueError(f"dualfast: {n} steps take one finite strength, or {n}, got {strength}")
+    if reference not in get_args(Reference) or scope not in get_args(Scope):
+        raise ValueError(
+            f"dualfast: reference {reference!r} is one of {', '.join(get_args(Reference))}, scope "
+            f"{scope!r} one of {', '.join(get_args(Scope))}"
+        )
     if table.basis not in ("x0", "eps"):
         raise ValueError(f"dualfast: for tables in x0 or eps, not {table.basis}; see in_basis")
     before = np.maximum(np.arange(n) - 1, 0) if reference == "previous" else np.zeros(n, dtype=int)
@@ -142,6 +147,10 @@ def analytic_first_step(table: Tableau, guess: Literal["eps"] | ArrayLike = "eps
     image of the shape of a sample. Raises ValueError for eps at pure noise, where it says nothing
     about x0, and in a table that asks the network nothing else.
     """
+    if isinstance(guess, bool) or (isinstance(guess, str) and guess != "eps"):
+        raise ValueError(
+            f"analytic_first_step: 'eps', a number or an image for the mean, not {guess!r}"
+        )
     mean = None if isinstance(guess, str) else np.asarray(guess, dtype=np.float64)
     plain = (table if mean is None else table.in_basis("x0")).numeric()
     if plain.nfe < 2 or not plain.steps[0].call:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 
 from .. import samplers
 from ..eval.models import Draw, LabelRule, NetworkModel, label_rule
@@ -20,14 +21,14 @@ class StatisticsConfig(BaseModel):
 
     The data are `samples` of the model, of noises from `first_seed` on, with `labels` and
     `guidance`, drawn by the solver `teacher` in `steps` steps of a `spacing`. `lams` half log-SNRs
-    are spread evenly; networks that cannot be derived forward take a `difference` (see
-    `estimate_statistics`).
+    are spread evenly, or named, which laws need that begin at pure noise; networks that cannot be
+    derived forward take a `difference` (see `estimate_statistics`).
     """
 
     model_config = STRICT
 
     model: ModelConfig = ModelConfig(id="mnist")
-    lams: PositiveInt = 120
+    lams: PositiveInt | Annotated[tuple[float, ...], Field(min_length=1)] = 120
     samples: PositiveInt = 1024
     teacher: SolverName = "unipc-3"
     steps: PositiveInt = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, PositiveInt
 
 from ...eval.models import LabelRule
 from ...eval.settings import STRICT, Evaluations, FirstSeed, ModelConfig, Scales, SolverName
@@ -38,7 +38,7 @@ class RatioConfig(BaseModel):
     teacher: SolverName = "unipc-3"
     substeps: PositiveInt = 12
     samples: PositiveInt = 32
-    held_out: NonNegativeInt = 100
+    held_out: PositiveInt = 100
     first_seed: FirstSeed = 2**31
     labels: LabelRule = "balanced"
     batch_size: PositiveInt = 64

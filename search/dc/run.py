@@ -18,6 +18,7 @@ from ...eval.report import Picture, Section, Table, markdown, save_figure
 from ...samplers import Ratios
 from ...samplers.fit import Trajectories, refined, teach
 from ...samplers.ratios import RATIOS
+from ...samplers.registry import CHANGES
 from ...schedules import Grid, grid
 from ...storage import digest, environment, read_json, write_atomically, write_json
 from .config import RatioConfig
@@ -83,7 +84,7 @@ def searched(config: RatioConfig, model: NetworkModel, nfe: int, scale: float) -
     course = course_of(config, nodes)
     lessons = taught(config, model, nodes, scale, range(config.samples))
     total = config.samples + config.held_out
-    held_out = taught(config, model, nodes, scale, range(config.samples, total)) or lessons
+    held_out = taught(config, model, nodes, scale, range(config.samples, total))
     ratios = greedy(course, lessons)
     errors = {
         "solver": end_error(course.table, held_out),
@@ -99,6 +100,8 @@ def searched(config: RatioConfig, model: NetworkModel, nfe: int, scale: float) -
 
 def course_of(config: RatioConfig, nodes: Grid) -> Course:
     """The solver on a grid, with what of it corrects told apart."""
+    if taken := sorted(CHANGES.keys() & config.options.keys()):
+        raise ValueError(f"options: no ratios are looked for on top of {', '.join(taken)}")
     table = samplers.build(config.solver, nodes, **config.options)
     if table.stochastic or table.grid.stage.any():
         raise ValueError(f"{config.solver} draws noise or has stages: no ratios are looked for")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from fewstep import configs
@@ -146,7 +148,8 @@ def test_ratios_are_found_and_taken_by_a_solver(tmp_path, pipe):
         "--metrics", "", "--images", 4, "--set", "reference=null", "--set", "extractors=[]",
         "--name", "b", "--out", tmp_path, "--device", "cpu",
     )  # fmt: skip
-    assert "dc" in said
+    record = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert {cell["curve"] for cell in record["cells"]} == {"ddim", "dc"}
     assert "samle: no such key; did you mean samples?" in run(
         "search", "dc", "--set", "samle=1", code=2
     )

@@ -142,6 +142,14 @@ def test_changes_of_a_solver_travel_in_the_config(tmp_path):
         table = samplers.build("unipc-3", fewstep.grid(schedule, 5, "lam"), **change)
         ours = scheduler._plan.table.in_basis("x0")
         np.testing.assert_allclose(ours.weights, table.weights, atol=1e-6)
+    # A file of one number of steps is no reason to refuse runs of that many.
+    samplers.Ratios({(5, 1.0): (1, 1, 0.8, 1.2, 1.1)}).save(tmp_path / "ratios.json")
+    alone = TableauScheduler(
+        **SD, solver="unipc-3", solver_options={"compensate": str(tmp_path / "ratios.json")}
+    )
+    alone.set_timesteps(5)
+    with pytest.raises(FileNotFoundError, match="no ratios in sd3"):
+        TableauScheduler(**SD, solver="unipc-3", solver_options={"compensate": "sd3"})
     named = {"compensate": {"ratios": "sd21", "guidance": 7.5}}
     scheduler = TableauScheduler(**SD, solver="unipc-3", solver_options=named)
     scheduler.set_timesteps(10)

@@ -46,7 +46,10 @@ def test_far_from_what_they_were_fitted_to_they_are_clamped():
     assert found == ratios.at(5, 9)
     # A polynomial that leaves the range of its own ratios within the reach.
     tight = Ratios({}, ratios.polynomial, ((5, 20), (1, 9), (0.8, 1.1)))
-    with pytest.warns(UserWarning, match=r"the ratio 0.739 of step 4 is beyond 0.8 to 1.1"):
+    with (
+        pytest.warns(UserWarning, match=r"the ratio 0.739 of step 4 is beyond 0.8 to 1.1, for"),
+        pytest.warns(UserWarning, match=r"the ratio 1.23 of step 5"),
+    ):
         assert tight.at(5, 7.5)[2:] == pytest.approx([1.027, 0.8, 1.1], abs=5e-4)
     with pytest.warns(UserWarning, match="NFE 4 is beyond 5 to 20"):
         assert len(ratios.at(4, 7.5)) == 4

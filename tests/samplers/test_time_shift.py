@@ -402,3 +402,10 @@ def test_rows_are_built_once():
     built = shifted.cache_info().misses
     sample(network_of(LAW), shift.table, noises(1), row_map=shift)
     assert shifted.cache_info().misses == built <= 10
+
+
+def test_tables_with_a_bias_are_refused():
+    """It would be that of the times of the grid."""
+    grid = Grid.from_times(LAW, times_of(10))
+    with pytest.raises(ValueError, match="has a bias"):
+        time_shift(lambda nodes: build("unipc-3", nodes, analytic_first_step=0.5), grid, 20, 300)

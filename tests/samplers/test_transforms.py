@@ -234,6 +234,11 @@ def test_gradients_flow_to_the_ratios():
             "begins at pure noise",
         ),
         (lambda t: build("unipc-3", t.grid, compensate={"ratio": 1.1}), "ratio"),
+        (lambda t: build("unipc-3", t.grid, compensate={"ratios": 1.1, "guidance": 2}), "guidance"),
+        (lambda t: dualfast(t, 0.1, reference="prev"), "one of previous, first"),
+        (lambda t: dualfast(t, 0.1, scope="al"), "one of all, first-order"),
+        (lambda t: analytic_first_step(t, "mean"), "not 'mean'"),
+        (lambda t: analytic_first_step(t, True), "not True"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):

@@ -79,6 +79,8 @@ def test_teachers_are_at_the_nodes(model):
 def test_what_cannot_be_compensated_is_refused(tmp_path, model):
     with pytest.raises(ValueError, match="draws noise or has stages"):
         find_ratios(RatioConfig(nfe=4, solver="ddpm", **SMALL), model, tmp_path)
+    with pytest.raises(ValueError, match="on top of dualfast"):
+        find_ratios(RatioConfig(nfe=4, options={"dualfast": 0.1}, **SMALL), model, tmp_path)
 
 
 @pytest.mark.parametrize("name", configs.names("search/dc"))
