@@ -64,8 +64,8 @@ def check(ask: Ask) -> str:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_are_those_of_diffusers(seed):
-    results = [check(ask) for ask in asks(seed, 25)]
-    assert results.count("equal") >= 8
+    results = [check(ask) for ask in asks(seed, 15)]
+    assert results.count("equal") >= 5
 
 
 @pytest.mark.slow

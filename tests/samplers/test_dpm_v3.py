@@ -215,8 +215,8 @@ def estimated() -> ModelStatistics:
 @pytest.mark.parametrize(
     ("options", "order"),
     [
-        ({"order": 3, "corrector": False}, 3),
         ({"order": 2, "extra": 1}, 3),
+        pytest.param({"order": 3, "corrector": False}, 3, marks=pytest.mark.slow),
         pytest.param({"order": 1, "corrector": False}, 1, marks=pytest.mark.slow),
         pytest.param({"order": 2, "corrector": False}, 2, marks=pytest.mark.slow),
         pytest.param({"order": 3}, 3, marks=pytest.mark.slow),
