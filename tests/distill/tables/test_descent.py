@@ -33,7 +33,7 @@ def learned(folder, nfe, what, steps=100, pairs=None, objective=SQUARES, **optio
     return module, distance(judges, table), distance(judges, module.table())
 
 
-@pytest.mark.parametrize(("nfe", "most"), [(3, 0.45), (5, 0.5)])
+@pytest.mark.parametrize(("nfe", "most"), [(5, 0.5), pytest.param(3, 0.45, marks=pytest.mark.slow)])
 def test_weights_and_times_come_much_nearer_than_the_best_solver(tmp_path, nfe, most):
     judges = held_out().batches
     spacings = ("uniform", "quadratic", "lam", "karras")
