@@ -217,10 +217,10 @@ def estimated() -> ModelStatistics:
     [
         ({"order": 2, "extra": 1}, 3),
         ({"order": 3, "corrector": False}, 3),
-        ({"order": 1, "corrector": False}, 1),
-        ({"order": 2, "corrector": False}, 2),
+        pytest.param({"order": 1, "corrector": False}, 1, marks=pytest.mark.slow),
+        pytest.param({"order": 2, "corrector": False}, 2, marks=pytest.mark.slow),
         ({"order": 3}, 3),
-        ({"order": 1, "extra": 1}, 2),
+        pytest.param({"order": 1, "extra": 1}, 2, marks=pytest.mark.slow),
         ({"order": 3, "pseudo": "both"}, 2),
     ],
 )
