@@ -11,8 +11,8 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, model_validator
 from ..schedules.grid import End
 from ..storage import digest, environment, read_json, write_arrays, write_json
 from .extractors import Extractor
-from .gaussian import teleporting
-from .job import Job, begun, numbers
+from .extras import extras_of
+from .job import Job, numbers
 from .models import Draw, LabelRule, Model, label_rule, pick_device
 from .processes import ALONE, Processes, check_shared
 from .progress import Counter, Progress, silent
@@ -73,8 +73,8 @@ def job_for(config: GenerateConfig, model: Model, extractors: tuple[Extractor, .
     table = table_within(law, config.solver, config.nfe, config.spacing, config.end, scale)
     seeds = range(config.first, config.first + config.count)
     labels = label_rule(config.labels, model.classes, model.shape, seeds, config.noise_device)
-    laws = teleporting(config.solver.start, model.shape, model.classes)
-    draw = Draw(seeds, labels, config.guidance, config.noise_device, laws)
+    extras = extras_of(config.solver, table, model)
+    draw = Draw(seeds, labels, config.guidance, config.noise_device, extras)
     return Job(
         model,
         table,
@@ -133,7 +133,7 @@ def claim(
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE}
     digests = {
         "weights": job.model.fingerprint,
-        "table": digest(*numbers(job.table), *begun(job.draw)),
+        "table": digest(*numbers(job.table), *job.draw.extras.parts),
     }
     mine = settings | digests
     theirs = read_json(path)["settings"] if path.exists() else mine

@@ -64,7 +64,7 @@ class Job:
         """Digest of all that decides the samples besides their seeds and labels."""
         draw = self.draw
         parts = [self.model.fingerprint, *numbers(self.table), float(draw.guidance), draw.source]
-        return digest(*parts, *begun(draw))
+        return digest(*parts, *draw.extras.parts)
 
     def key(self, shard: range) -> str:
         """Digest of all that decides the samples of a shard.
@@ -75,11 +75,6 @@ class Job:
         part = self.draw.part(slice(shard.start, shard.stop))
         labels = "none" if part.labels is None else part.labels.numpy()
         return digest(self.sampler_key, np.asarray(part.seeds), labels)
-
-
-def begun(draw: Draw) -> list[str]:
-    """What decides where a table's node 0 is reached from, for a digest; nothing if it is noise."""
-    return [] if draw.teleport is None else [draw.teleport.key]
 
 
 def numbers(table: Tableau) -> list[Any]:

@@ -21,6 +21,7 @@ from pydantic import (
 
 from .. import samplers
 from ..samplers.family import family_name, within
+from ..samplers.spans import Mode
 from ..schedules import Grid, Schedule, VPLinear, grid
 from ..schedules.grid import End
 
@@ -103,13 +104,50 @@ class StartConfig(BaseModel):
         return f"{self.teleport}{' by class' if self.classes else ''} to {self.skip:g}"
 
 
+class ShiftConfig(BaseModel):
+    """Times that are shifted by the variance of each sample: arguments of `samplers.time_shift`."""
+
+    model_config = STRICT
+
+    window: NonNegativeFloat
+    cutoff: float
+    mode: Mode = "source"
+    data_variance: NonNegativeFloat = 0.0
+    resolution: NonNegativeFloat | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mode} by {self.window:g} above {self.cutoff:g}, "
+            f"data of variance {self.data_variance:g}"
+        )
+
+
+class ScaleConfig(BaseModel):
+    """Predicted noise is divided by base + slope n at node n: arguments of `samplers.scale_eps`."""
+
+    model_config = STRICT
+
+    base: PositiveFloat = 1.0
+    slope: float = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_number(cls, value: Any) -> Any:
+        """Accept 1.01 for `{base: 1.01}`."""
+        return {"base": value} if isinstance(value, int | float) else value
+
+    def __str__(self) -> str:
+        return f"{self.base:g}{f' {self.slope:+g} n' if self.slope else ''}"
+
+
 class SolverConfig(BaseModel):
     """One curve of the plot: a solver with its options, and what else is its own.
 
     `label` is its name in the report. `spacing`, `end` and `nfe` take the place of those of the
     run, and `grid` are further options of `schedules.grid`. `law: vp` does it all in the time of
     the linear variance-preserving law that begins and ends where the model does, as DEIS wants it
-    on EDM networks. `start` lets it begin later than where noise is drawn.
+    on EDM networks. `start` lets it begin later than where noise is drawn, `shift` moves the times
+    of samples and `scale_eps` makes predicted noise smaller; pipelines have none of the three.
     """
 
     model_config = STRICT
@@ -121,6 +159,8 @@ class SolverConfig(BaseModel):
     nfe: tuple[PositiveInt, ...] = ()
     law: Literal["vp"] | None = None
     start: StartConfig | None = None
+    shift: ShiftConfig | None = None
+    scale_eps: ScaleConfig | None = None
     grid: dict[str, float] = {}
     options: dict[str, Any] = {}
 

@@ -91,7 +91,7 @@ class Plan:
         """The lines of a run that begins at row `begin`; made once."""
         if begin not in self.programs:
             self.programs[begin] = program(
-                self.tail(begin).numeric(),
+                self.tail(begin).detached(),
                 self.readings[begin:],
                 begin,
                 clipped=self.clip is not None,
@@ -161,10 +161,12 @@ def waiting(table: Tableau, rows: int) -> Tableau:
     n = rows + table.grid.nfe
     index = [0] * rows + list(range(table.grid.nfe + 1))
     stage = [False, *[True] * rows, *table.grid.stage[1:].tolist()]
-    weights, noise = np.zeros((2, n, n))
+    weights, noise = (np.zeros((n, n, *each.shape[2:])) for each in (table.weights, table.noise))
     weights[rows:, rows:], noise[rows:, rows:] = table.weights, table.noise
-    carry = np.append(np.ones(rows), table.carry)
-    bias = np.concatenate([np.zeros((rows, *table.bias.shape[1:])), table.bias])
+    carry, bias = (
+        np.concatenate([np.full((rows, *each.shape[1:]), value), each])
+        for each, value in ((table.carry, 1.0), (table.bias, 0.0))
+    )
     grid = table.grid.select(index, stage)
     return replace(table, grid=grid, carry=carry, weights=weights, noise=noise, bias=bias)
 

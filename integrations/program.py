@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..samplers import Tableau
 from ..samplers.basis import affine
+from ..samplers.relations import aligned, trailing
 from ..samplers.sums import Coefficient, Pairs
 from ..schedules.base import Float
 from .reading import Reading
@@ -43,6 +44,7 @@ class Numbers(NamedTuple):
 
 # Numbers in front of the terms of the sums.
 HEAD = len(Numbers._fields) - 2
+BIAS = Numbers._fields.index("bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +87,7 @@ class Line:
     def uniform(self) -> Numbers:
         """The numbers as tensors, all terms of the window: the same computation for every line."""
         values = self.vector.unbind()
-        middle = HEAD + self.window
-        numbers = Numbers._make(
-            (*values[:HEAD], terms(values[HEAD:middle]), terms(values[middle:]))
-        )
+        numbers = numbers_of(values, [True] * len(values), self.window)
         return numbers if self.biased else numbers._replace(bias=None)
 
 
@@ -105,16 +104,24 @@ def line_of(home: Callable[[], tuple[Line, ...]], index: int) -> Line:
     return lines[index - lines[0].index]
 
 
-def terms(values: Sequence[Coefficient]) -> Pairs:
-    """Coefficients of the newest, the one before it, .., with their places counted from the end."""
-    return tuple([(-1 - age, value) for age, value in enumerate(values)])
+def numbers_of(values: Sequence[Coefficient], live: Sequence[bool], window: int) -> Numbers:
+    """The head, then `window` outputs and all else noises, of which those that are `live` stay.
+
+    They are those of the newest, of the one before it, .., with their places counted from the end.
+    """
+    outputs, noises = range(HEAD, HEAD + window), range(HEAD + window, len(values))
+    pairs = (
+        tuple([(-1 - age, values[i]) for age, i in enumerate(part) if live[i]])
+        for part in (outputs, noises)
+    )
+    return Numbers._make((*values[:HEAD], *pairs))
 
 
 class Ages(NamedTuple):
     """A triangle by age: what each row takes of the newest column made, of the one before, ..
 
-    `values` [N, window]; `made` [N] says which rows make a column, `keep` [N] how many of the
-    newest columns rows behind need.
+    `values` [N, window] and what trails the triangle; `made` [N] says which rows make a column,
+    `keep` [N] how many of the newest columns rows behind need.
     """
 
     values: Float
@@ -125,16 +132,22 @@ class Ages(NamedTuple):
 def by_age(triangle: Float) -> Ages:
     """See `Ages`; columns that no row takes are not made."""
     n = len(triangle)
-    made = (triangle != 0).any(0)
-    values = np.zeros((n, n))
+    made = np.asarray(somewhere(triangle).any(0))
+    values = np.zeros_like(triangle)
     for row in range(n):
         columns = np.flatnonzero(made[: row + 1])[::-1]
         values[row, : len(columns)] = triangle[row, columns]
-    used = np.where((values != 0).any(1), n - (values != 0)[:, ::-1].argmax(1), 0)
+    taken = somewhere(values)
+    used = np.where(taken.any(1), n - taken[:, ::-1].argmax(1), 0)
     keep = [0] * n
     for row in reversed(range(n - 1)):
         keep[row] = max(0, max(int(used[row + 1]), keep[row + 1]) - int(made[row + 1]))
     return Ages(values[:, : used.max()], made, keep)
+
+
+def somewhere(triangle: Float) -> NDArray[np.bool_]:
+    """Where a triangle is not zero in all of its trailing dimensions, [N, N]."""
+    return np.asarray((triangle != 0).reshape(*triangle.shape[:2], -1).any(-1))
 
 
 def program(
@@ -147,16 +160,15 @@ def program(
     device: torch.device | str | None,
     home: Callable[[], tuple[Line, ...]],
 ) -> tuple[Line, ...]:
-    """The rows of a plain table, for a run whose first row is the one of index `begin`.
+    """The rows of a table, for a run whose first row is the one of index `begin`.
 
     With m = p x + q x0 and x0 = a x + b out, m is (p + q a) x + q b out: up to a factor, which its
     column of the table takes, x + ratio out, or `out` itself where the table is in the network's
     own prediction. `residual`: what was clipped from x0 stays in the eps that DDIM of diffusers
-    goes on with, times - sigma' alpha / sigma. Raises ValueError for a bias that is an image.
+    goes on with, times - sigma' alpha / sigma. Coefficients that are images are tensors on the
+    device.
     """
     grid = table.grid
-    if table.bias.ndim > 1:
-        raise ValueError(f"{table!r}: a pipeline runs tables of plain numbers, without images")
     p, q = affine(table.basis, grid.alpha[:-1], grid.sigma[:-1])
     scale, a, b = (np.array(values) for values in zip(*readings, strict=True))
     of_x, of_out = p + q * a, q * b
@@ -166,18 +178,29 @@ def program(
     lost = -grid.sigma[1:] * grid.alpha[:-1] / grid.sigma[:-1] * residual
     ratio = of_out / unit
     head = (scale, a, b, np.where(native, 0.0, 1.0), ratio, p, q, lost, table.carry, table.bias)
-    outputs = by_age(table.weights if clipped else table.weights * unit)
+    per_output = trailing(unit, table.weights.ndim - 2)
+    outputs = by_age(table.weights if clipped else table.weights * per_output)
     noises = by_age(table.noise)
-    values = np.column_stack([*head, outputs.values, noises.values])
-    vectors = device_rows(values, device)
     window, noise_window = outputs.values.shape[1], noises.values.shape[1]
+    columns = (*head, *outputs.values.swapaxes(0, 1), *noises.values.swapaxes(0, 1))
+    vectors = device_rows(columns, device)
+    # Floats where a column has such; by row.
+    entries = tuple(
+        zip(
+            *(
+                each.tolist() if each.ndim == 1 else [row[i] for row in vectors]
+                for i, each in enumerate(columns)
+            ),
+            strict=True,
+        )
+    )
+    live = np.array([(each != 0).reshape(grid.nfe, -1).any(1) for each in columns]).T.tolist()
     line: Line | End = End(begin + grid.nfe)
     lines = []
     for n in reversed(range(grid.nfe)):
-        numbers = Numbers._make(
-            (*values[n, :HEAD].tolist(), used(outputs.values[n]), used(noises.values[n]))
-        )
-        numbers = numbers._replace(bias=numbers.bias or None)
+        numbers = numbers_of(entries[n], live[n], window)
+        if not live[n][BIAS]:
+            numbers = numbers._replace(bias=None)
         adds = bool(noises.made[n])
         line = Line(
             index=begin + n,
@@ -203,12 +226,9 @@ def program(
     return tuple(reversed(lines))
 
 
-def used(values: Float) -> Pairs:
-    """The terms of a row that are not zero."""
-    return tuple([pair for pair in terms(values.tolist()) if pair[1] != 0])
-
-
-def device_rows(values: Float, device: torch.device | str | None) -> tuple[Tensor, ...]:
-    """The rows as tensors on a device; float64 where it has such."""
+def device_rows(columns: Sequence[Float], device: torch.device | str | None) -> tuple[Tensor, ...]:
+    """Row by row all columns, broadcast to one shape, on a device; float64 where it has such."""
+    dims = max(column.ndim for column in columns)
+    alike = np.broadcast_arrays(*(aligned(column, 1, dims - 1) for column in columns))
     dtype = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
-    return torch.from_numpy(values).to(device=device, dtype=dtype).unbind()
+    return torch.from_numpy(np.stack(alike, 1)).to(device=device, dtype=dtype).unbind()

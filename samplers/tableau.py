@@ -115,15 +115,19 @@ class Tableau:
 
         Only the bias may be an image.
         """
-        rows = Rows(*map(detached, self.rows()))
-        if (rows.carry.ndim, rows.weights.ndim, rows.noise.ndim) != (1, 2, 2):
+        table = self.detached()
+        if (table.carry.ndim, table.weights.ndim, table.noise.ndim) != (1, 2, 2):
             raise ValueError(
                 f"tableau {self.name}: this is for plain numbers, carry [N] and weights and noise "
                 f"[N, N]; its coefficients have further dimensions"
             )
+        return table
+
+    def detached(self) -> Tableau:
+        """The table with arrays for tensors."""
         if not any(isinstance(each, torch.Tensor) for each in self.rows()):
             return self
-        return replace(self, **rows._asdict())
+        return replace(self, **Rows(*map(detached, self.rows()))._asdict())
 
     def expanded(self) -> Expanded:
         """All states as combinations of x[0], the outputs and the noises."""
@@ -176,7 +180,7 @@ class Tableau:
         keeps its labels and times, and has no schedule, because that has another form. Raises
         ValueError if a node is pure noise (alpha = 0) and only one of the forms can say so.
         """
-        table = (self if self.basis == "eps" else self.in_basis("x0")).numeric()
+        table = (self if self.basis == "eps" else self.in_basis("x0")).detached()
         alpha, sigma = alpha_sigma(self.grid.lam, form)
         with np.errstate(invalid="ignore"):
             unit = np.where(alpha > 0, alpha / self.grid.alpha, sigma / self.grid.sigma)
@@ -185,16 +189,18 @@ class Tableau:
                 f"tableau {self.name}: node {int((~np.isfinite(unit)).argmax())} is pure noise, "
                 f"which has no form {form!r}"
             )
-        after = unit[1:, None]
         grid = replace(self.grid, alpha=alpha, sigma=sigma, schedule=None)
-        carry = table.carry * unit[1:] / unit[:-1]
+
+        def times(values: Float, factor: Float) -> Float:
+            return values * trailing(factor, values.ndim - 1)
+
         return replace(
             table,
             grid=grid,
-            carry=carry,
-            weights=table.weights * after,
-            noise=table.noise * after,
-            bias=table.bias * trailing(unit[1:], table.bias.ndim - 1),
+            carry=times(table.carry, unit[1:] / unit[:-1]),
+            weights=times(table.weights, unit[1:]),
+            noise=times(table.noise, unit[1:]),
+            bias=times(table.bias, unit[1:]),
         )
 
     def tail(self, start: int) -> Tableau:
@@ -212,7 +218,7 @@ class Tableau:
             )
         if start == 0:
             return self
-        table = self.numeric()
+        table = self.detached()
         weights, noise = table.weights[start:, start:].copy(), table.noise[start:, start:].copy()
         weights[:, 0] += table.weights[start:, :start].sum(1)
         noise[:, 0] = np.hypot(noise[:, 0], np.sqrt(np.square(table.noise[start:, :start]).sum(1)))

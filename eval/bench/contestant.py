@@ -12,8 +12,8 @@ import torch
 from ...storage import digest
 from ..evaluate import statistics_of
 from ..extractors import Extractor, Outputs, extractor
-from ..gaussian import teleporting
-from ..models import Model, NetworkModel, configured, label_rule, pick_device
+from ..extras import extras_of
+from ..models import Model, configured, label_rule, pick_device
 from ..processes import ALONE, Processes
 from ..progress import Progress, silent
 from ..score import check_measures, instruments
@@ -120,12 +120,7 @@ def check_plan(config: BenchConfig, name: str, model: Model) -> None:
     label_rule(config.labels, model.classes, model.shape, range(2), "cpu")
     for panel in (each for each in panels(config) if each.model == name):
         for cell in plan(config, model.schedule, panel, 0):
-            teleporting(cell.start, model.shape, model.classes)
-            if cell.start is not None and not isinstance(model, NetworkModel):
-                raise ValueError(
-                    f"start: {name} is a whole pipeline, which makes its own noise; see "
-                    "integrations.teleported"
-                )
+            extras_of(cell.solver, cell.table, model)
         if panel.guidance != 1 and model.classes is None:
             raise ValueError(f"guidance {panel.guidance:g}: {name} has no classes, nor prompts")
     if config.reference is not None:

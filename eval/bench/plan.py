@@ -8,7 +8,7 @@ from ... import samplers
 from ...schedules import Schedule, grid
 from ...schedules.grid import End
 from ...schedules.placed import spacing_name
-from ..settings import SolverConfig, StartConfig, table_within
+from ..settings import SolverConfig, table_within
 from .config import BenchConfig, ReferenceConfig
 
 
@@ -26,19 +26,16 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One solver on one spacing from one first seed, within `nfe`; it takes `table.nfe`.
-
-    `start` says how its noise gets to node 0; None: it is drawn there.
-    """
+    """One solver on one spacing from one first seed, within `nfe`; it takes `table.nfe`."""
 
     panel: Panel
     curve: str
     spacing: str
     nfe: int
     seed: int
+    solver: SolverConfig
     table: samplers.Tableau
     suffix: str = ""
-    start: StartConfig | None = None
 
     @property
     def slug(self) -> str:
@@ -82,7 +79,7 @@ def plan(config: BenchConfig, schedule: Schedule, panel: Panel, seed: int) -> li
                     unable.append((solver, error))
                     continue
                 curve = curve_name(config, solver, table.name, spacing)
-                cell = Cell(panel, curve, spacing, nfe, seed, table, suffix, solver.start)
+                cell = Cell(panel, curve, spacing, nfe, seed, solver, table, suffix)
                 if owners.setdefault(curve, (solver, spacing)) != (solver, spacing):
                     raise ValueError(f"two curves are called {curve}: give one of them a `label`")
                 cells.setdefault(cell.slug, cell)

@@ -51,11 +51,18 @@ def about(cell: Cell, images: int) -> dict[str, Any]:
         "curve": cell.curve,
         "solver": cell.table.name,
         "spacing": cell.spacing,
-        "start": "" if cell.start is None else str(cell.start),
+        "start": said(cell.solver.start),
+        "shift": said(cell.solver.shift),
+        "scale_eps": said(cell.solver.scale_eps),
         "nfe": cell.table.nfe,
         "nfe_allowed": cell.nfe,
         "images": images,
     }
+
+
+def said(value: Any) -> str:
+    """A setting in words, nothing for none."""
+    return "" if value is None else str(value)
 
 
 def outcome_of(ready: Contestant, arrays: Arrays) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...samplers import Tableau
 from ...storage import digest
-from ..gaussian import teleporting
+from ..extras import extras_of
 from ..job import Job, Keep
 from ..models import Draw, label_rule
 from ..parts import parts_of
@@ -85,7 +85,7 @@ class Round:
         """The job of a cell; its target comes when there is one."""
         target = target_of(self.references[0]) if self.references else {}
         model, job = self.ready.model, self.job(cell.table)
-        draw = replace(job.draw, teleport=teleporting(cell.start, model.shape, model.classes))
+        draw = replace(job.draw, extras=extras_of(cell.solver, cell.table, model))
         return replace(job, draw=draw, keep=OF_JOB[self.config.keep], **target)
 
     def shards_of(self, name: str) -> Path:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import samplers
-from ...samplers.gaussian_data import GaussianData
 from ...samplers.streams import uniform
+from .extras import NONE, Extras
 
 # "balanced", "random", the number of a class, or a share for each class.
 LabelRule = str | int | tuple[float, ...]
@@ -24,16 +24,15 @@ DRAW = 2**64 - 1
 class Draw:
     """One seed per sample, a label each (int64 [N]; None: no class), and how strongly guided.
 
-    `source` is the device whose generators draw the noise; see `samplers.noise`. Noise is that of
-    node 0 of the table, or, with `teleport`, that of the schedule's own beginning, which these laws
-    then take to node 0.
+    `source` is the device whose generators draw the noise; see `samplers.noise`. `extras` are what
+    their runs do besides the table.
     """
 
     seeds: Sequence[int]
     labels: Tensor | None = None
     guidance: float = 1.0
     source: str = "cpu"
-    teleport: GaussianData | None = None
+    extras: Extras = NONE
 
     def part(self, rows: slice) -> Draw:
         """Some of the samples."""

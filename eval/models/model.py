@@ -106,15 +106,16 @@ class NetworkModel:
         wrap: Callable[[samplers.Denoiser], samplers.Denoiser] | None = None,
     ) -> Tensor:
         """As `images`, with gradients; `wrap` makes another denoiser of the batch's."""
-        denoiser = self.denoiser_of(draw)
+        extras = draw.extras
+        denoiser = samplers.scale_eps(self.denoiser_of(draw), *extras.eps)
         denoiser = denoiser if wrap is None else wrap(denoiser)
         first, start = table.grid, None
-        if draw.teleport is not None:
+        if extras.teleport is not None:
             # In the form of the table, which may be on another law.
             first = beginning(table.grid.schedule or self.schedule)
-            start = draw.teleport.start(first.nodes[0], draw.labels)
+            start = extras.teleport.start(first.nodes[0], draw.labels)
         x = samplers.noise(first, self.shape, draw.seeds, device=self.device, source=draw.source)
-        x = samplers.sample(denoiser, table, x, seeds=draw.seeds, start=start)
+        x = samplers.sample(denoiser, table, x, seeds=draw.seeds, start=start, row_map=extras.shift)
         return x if self.decode is None else self.decode(x)
 
 

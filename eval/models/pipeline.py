@@ -105,10 +105,10 @@ class PipelineModel:
     @torch.no_grad()
     def images(self, table: samplers.Tableau, draw: Draw) -> Tensor:
         """See `Model`."""
-        if draw.teleport is not None:
+        if draw.extras:
             raise ValueError(
-                f"{self.name} makes its own noise, so that it cannot be teleported here; see "
-                "integrations.teleported"
+                f"{self.name} is a whole pipeline, which runs tables alone: no start, no shift of "
+                "times and no scaled eps here; to teleport its latents see integrations.teleported"
             )
         streams = list(generators(draw.seeds, draw.source))
         draw_from(streams, use(self.pipe, table, verbose=False))

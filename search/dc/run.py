@@ -113,7 +113,8 @@ def taught(
     config: RatioConfig, model: NetworkModel, nodes: Grid, scale: float, rows: range
 ) -> list[Trajectories]:
     """The teacher's trajectories of some of the samples, with its states at the nodes."""
-    fine = samplers.build(config.teacher, refined(nodes, config.substeps))
+    fine = samplers.build(config.teacher, from_the_beginning(nodes, config.substeps))
+    before = fine.nfe - nodes.nfe * config.substeps
     found = []
     for first in range(rows.start, rows.stop, config.batch_size):
         last = min(first + config.batch_size, rows.stop)
@@ -122,9 +123,18 @@ def taught(
         denoiser = model.denoiser_of(Draw(seeds, labels, scale))
         z = samplers.noise(nodes, model.shape, seeds, device=model.device) / float(nodes.sigma[0])
         course = teach(fine, denoiser, z)
-        states = course.states[config.substeps - 1 :: config.substeps]
+        states = course.states[before + config.substeps - 1 :: config.substeps]
         found.append(Trajectories(denoiser, z, states))
     return found
+
+
+def from_the_beginning(nodes: Grid, substeps: int) -> Grid:
+    """The grid with every step cut into `substeps`, and as many before it if it begins late."""
+    fine, law = refined(nodes, substeps), nodes.require_schedule()
+    if nodes.lam[0] <= law.lam(law.t_max):
+        return fine
+    early = np.linspace(law.t_max, nodes.time[0], substeps, endpoint=False)
+    return Grid.from_times(law, [*early, *fine.time])
 
 
 def gather(folder: Path, config: RatioConfig, model: NetworkModel, shared: str) -> None:

@@ -116,12 +116,3 @@ def test_a_table_with_a_bias_runs_in_a_pipeline(compiled):
     for end, table in zip(ends, (plain, replace(plain, bias=bias)), strict=True):
         torch.testing.assert_close(end, samplers.sample(denoiser, table, x), rtol=1e-5, atol=1e-4)
     assert not torch.allclose(*ends)
-
-
-def test_a_bias_that_is_an_image_is_for_samplers_only():
-    law = samplers.from_diffusers_config(SD)[0]
-    table = samplers.build("ddim", fewstep.grid(law, 4, "leading"))
-    image = replace(table, bias=np.ones((4, 4, 4, 4)))
-    scheduler = TableauScheduler(**SD, tableau=image.to_dict())
-    with pytest.raises(ValueError, match="without images"):
-        scheduler.set_timesteps(4)
