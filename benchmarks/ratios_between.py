@@ -18,7 +18,8 @@ from fewstep import grid
 from fewstep.eval.models import NetworkModel, load_model
 from fewstep.eval.report import Section, Table, markdown
 from fewstep.samplers import Ratios
-from fewstep.search.dc import RatioConfig, course_of, end_error, find_ratios, taught
+from fewstep.search.dc import RatioConfig, course_of, find_ratios, lessons_of
+from fewstep.search.lessons import end_error
 from fewstep.storage import environment, write_atomically
 
 
@@ -30,8 +31,7 @@ def compared(
     for each in find_ratios(config, model, runs / "between", shown):
         nodes = grid(model.schedule, each.nfe, config.spacing, end=config.end)
         course, told = course_of(config, nodes), known.at(each.nfe, each.guidance)
-        total = config.samples + config.held_out
-        held_out = taught(config, model, nodes, each.guidance, range(config.samples, total))
+        _, held_out = lessons_of(config, model, nodes, each.guidance)
         bare, ours, fresh = (
             end_error(course.with_ratios(ratios), held_out)
             for ratios in ((1.0,) * each.nfe, told, each.ratios)

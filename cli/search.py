@@ -20,6 +20,7 @@ from ..schedules.placed import SPACING
 from ..search.dc import RatioConfig, find_ratios
 from ..search.grids import config_of, find_grids
 from ..search.grids.run import USUAL, shown
+from ..search.option import CARD, OptionConfig, find_option
 from ..search.s3 import SearchConfig, search
 from ..search.statistics import StatisticsConfig, find_statistics
 from . import console
@@ -41,8 +42,8 @@ from .console import (
 )
 
 group = typer.Typer(
-    help="Look for samplers: solver schedules, nodes of grids, ratios of compensation, statistics "
-    "of a model.",
+    help="Look for samplers: solver schedules, nodes of grids, ratios of compensation, one number "
+    "of a solver, statistics of a model.",
     no_args_is_help=True,
 )
 app.add_typer(group, name="search")
@@ -219,6 +220,54 @@ def dc(
     head = ["NFE", "guidance", *found[0].errors, "ratios"]
     print_table("RMSE on held-out noises", head, rows)
     console.out.print(f"ratios: {target / RATIOS}", highlight=False, soft_wrap=True)
+
+
+@group.command(context_settings=ANY_SETTING)
+def option(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(configs.names('search/option'))}, or a YAML file."),
+    ] = "dualfast",
+    model: ModelName = None,
+    nfe: Evaluations = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Guidance scales such as 1,2,4: a value for each.")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Whose option it is; default unipc-3.")] = None,
+    change: Settings = None,
+    device: Device = "auto",
+    folder: Out = None,
+) -> None:
+    """Look for the best value of one number of a solver, such as the strength of DualFast.
+
+    Values between `low` and `high` are tried on a few noises beside a better run of the same; the
+    best is what ends nearest to it. The card, OUT/README.md, has a picture of what each value is
+    worth. The same command goes on where it was stopped.
+
+    Example: fewstep search option dualfast --nfe 5,8
+
+    Any other number: --set option=compensate --set low=0.8 --set high=1.4, or with dots inside
+    another, --set option=dualfast.strength --set 'options={dualfast: {reference: first}}'
+    """
+    name, flags = named_run(run, "dualfast", context.args)
+    values = run_settings("search/option", name, model)
+    given = {"nfe": listed(nfe), "guidance": listed(guidance), "solver": solver}
+    config = configs.checked(OptionConfig, overridden(values, given, flags, change), "settings")
+    loaded = network_of(config.model, device)
+    target = folder or Path("runs") / Path(name).stem
+    with progress_bar(f"{config.option} for {loaded.name}") as progress:
+        found = find_option(config, loaded, target, progress)
+    rows = [
+        [
+            *(f"{each.nfe}", f"{each.guidance:g}"),
+            *(f"{value:.4g}" for value in (each.bare, each.error, each.value)),
+        ]
+        for each in found
+    ]
+    head = ["NFE", "guidance", "without", "with", config.option]
+    print_table("RMSE on held-out noises", head, rows)
+    console.out.print(f"what each value is worth: {target / CARD}", highlight=False, soft_wrap=True)
 
 
 @group.command(context_settings=ANY_SETTING)

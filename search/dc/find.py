@@ -146,15 +146,3 @@ def joint(
     before = np.clip(start[first:], *BOUNDS)
     found = minimize(value, before, jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(before))
     return (*fixed, *found.x.tolist()) if found.fun < value(before)[0] else tuple(start)
-
-
-@torch.no_grad()
-def end_error(table: Tableau, batches: Sequence[Trajectories]) -> float:
-    """The root mean square between a table's last states and the teacher's."""
-    squares = [
-        (sample(b.denoiser, table, b.start(table.grid)) - b.states[-1]).double().square().mean()
-        for b in batches
-    ]
-    count = sum(len(batch.z) for batch in batches)
-    total = sum(float(s) * len(b.z) for s, b in zip(squares, batches, strict=True))
-    return (total / count) ** 0.5

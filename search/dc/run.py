@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ... import samplers
-from ...eval.models import Draw, NetworkModel, label_rule
+from ...eval.models import NetworkModel
 from ...eval.progress import Progress, silent
 from ...eval.report import Picture, Section, Table, markdown, save_figure
 from ...samplers import Ratios
-from ...samplers.fit import Trajectories, refined, teach
+from ...samplers.fit import Trajectories
 from ...samplers.ratios import RATIOS
 from ...samplers.registry import CHANGES
 from ...schedules import Grid, grid
 from ...storage import digest, environment, read_json, write_atomically, write_json
+from ..lessons import end_error, taught
 from .config import RatioConfig
-from .find import Course, end_error, greedy, joint
+from .find import Course, greedy, joint
 
 CARD, PICTURE = "README.md", "ratios.png"
 
@@ -82,9 +84,7 @@ def searched(config: RatioConfig, model: NetworkModel, nfe: int, scale: float) -
     """The ratios for one NFE and scale."""
     nodes = grid(model.schedule, nfe, config.spacing, end=config.end)
     course = course_of(config, nodes)
-    lessons = taught(config, model, nodes, scale, range(config.samples))
-    total = config.samples + config.held_out
-    held_out = taught(config, model, nodes, scale, range(config.samples, total))
+    lessons, held_out = lessons_of(config, model, nodes, scale)
     ratios = greedy(course, lessons)
     errors = {
         "solver": end_error(course.table, held_out),
@@ -109,32 +109,25 @@ def course_of(config: RatioConfig, nodes: Grid) -> Course:
     return Course(table, predictor, config.order, config.overwrite, config.first)
 
 
-def taught(
-    config: RatioConfig, model: NetworkModel, nodes: Grid, scale: float, rows: range
-) -> list[Trajectories]:
-    """The teacher's trajectories of some of the samples, with its states at the nodes."""
-    fine = samplers.build(config.teacher, from_the_beginning(nodes, config.substeps))
-    before = fine.nfe - nodes.nfe * config.substeps
-    found = []
-    for first in range(rows.start, rows.stop, config.batch_size):
-        last = min(first + config.batch_size, rows.stop)
-        seeds = range(config.first_seed + first, config.first_seed + last)
-        labels = label_rule(config.labels, model.classes, model.shape, seeds, "cpu")
-        denoiser = model.denoiser_of(Draw(seeds, labels, scale))
-        z = samplers.noise(nodes, model.shape, seeds, device=model.device) / float(nodes.sigma[0])
-        course = teach(fine, denoiser, z)
-        states = course.states[before + config.substeps - 1 :: config.substeps]
-        found.append(Trajectories(denoiser, z, states))
-    return found
-
-
-def from_the_beginning(nodes: Grid, substeps: int) -> Grid:
-    """The grid with every step cut into `substeps`, and as many before it if it begins late."""
-    fine, law = refined(nodes, substeps), nodes.require_schedule()
-    if nodes.lam[0] <= law.lam(law.t_max):
-        return fine
-    early = np.linspace(law.t_max, nodes.time[0], substeps, endpoint=False)
-    return Grid.from_times(law, [*early, *fine.time])
+def lessons_of(
+    config: RatioConfig, model: NetworkModel, nodes: Grid, scale: float
+) -> tuple[list[Trajectories], list[Trajectories]]:
+    """What ratios are searched with, and what they are judged by."""
+    ends = np.cumsum([0, config.samples, config.held_out]) + config.first_seed
+    search, held_out = (
+        taught(
+            model,
+            nodes,
+            range(a, b),
+            teacher=config.teacher,
+            substeps=config.substeps,
+            guidance=scale,
+            labels=config.labels,
+            batch_size=config.batch_size,
+        )
+        for a, b in pairwise(ends.tolist())
+    )
+    return search, held_out
 
 
 def gather(folder: Path, config: RatioConfig, model: NetworkModel, shared: str) -> None:

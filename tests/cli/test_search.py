@@ -76,6 +76,18 @@ def test_statistics_of_a_model_are_estimated_and_used(tmp_path, pipe):
     assert "dpm-v3" in said
 
 
+def test_a_number_of_a_solver_is_found(tmp_path, pipe):
+    out = tmp_path / "found"
+    said = run(
+        "search", "option", "--model", pipe, "--nfe", 3, "--set", "samples=2", "--held_out", 2,
+        "--substeps", 2, "--points", 3, "--out", out, "--device", "cpu",
+    )  # fmt: skip
+    assert "RMSE on held-out noises" in said
+    (found,) = json.loads((out / "option.json").read_text())["found"]
+    assert f"{found['value']:.4g}" in said
+    assert "low must be below high" in run("search", "option", "--low", 3, code=2)
+
+
 def test_what_is_wrong_is_said(tmp_path, pipe):
     assert "there is ays, dm, gits" in run("search", "grid", "nope", code=2)
     assert "growt: no such key; did you mean growth?" in run(

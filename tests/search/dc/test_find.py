@@ -9,7 +9,8 @@ import torch
 from fewstep import samplers
 from fewstep.samplers.fit import Trajectories, refined, teach
 from fewstep.schedules import VPLinear
-from fewstep.search.dc import Course, end_error, greedy, joint
+from fewstep.search.dc import Course, greedy, joint
+from fewstep.search.lessons import end_error
 
 DENOISER = samplers.exact.mixture([[1.0, -1], [0.5, 2], [-1, 0.3]], std=[0.3, 0.4, 0.35])
 GRID = fewstep.grid(VPLinear(), 6, "uniform", end="min")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from fewstep import configs, samplers
 from fewstep.eval.models import load_model
 from fewstep.schedules import grid
@@ -51,7 +50,7 @@ def test_all_together_is_no_worse_than_step_by_step(model):
     config = RatioConfig(nfe=3, **SMALL, first=1)
     nodes = grid(model.schedule, 3, "uniform")
     course = run.course_of(config, nodes)
-    lessons = run.taught(config, model, nodes, 1.0, range(4))
+    lessons, held_out = run.lessons_of(config, model, nodes, 1.0)
     assert [len(each.z) for each in lessons] == [3, 1]
     step = run.greedy(course, lessons)
     assert (step[0], step[1] == 1) == (1, False)
@@ -61,19 +60,8 @@ def test_all_together_is_no_worse_than_step_by_step(model):
     assert run.end_error(course.with_ratios(found.ratios), lessons) <= worst
     # On the held-out noises.
     assert found.errors["greedy"] == pytest.approx(
-        run.end_error(course.with_ratios(step), run.taught(config, model, nodes, 1.0, range(4, 6)))
+        run.end_error(course.with_ratios(step), held_out)
     )
-
-
-def test_teachers_are_at_the_nodes(model):
-    """Their last state is that of the many steps; held-out noises are others."""
-    config = RatioConfig(nfe=3, **SMALL)
-    nodes = grid(model.schedule, 3)
-    (batch,) = run.taught(config, model, nodes, 1.0, range(3))
-    fine = samplers.build("unipc-3", run.refined(nodes, 2))
-    truth = samplers.sample(batch.denoiser, fine, batch.start(nodes))
-    assert len(batch.states) == 3
-    torch.testing.assert_close(batch.states[-1], truth)
 
 
 def test_what_cannot_be_compensated_is_refused(tmp_path, model):
