@@ -84,7 +84,8 @@ def stats(
         int | None, typer.Option(min=0, help="Its leading directions to keep; default: all.")
     ] = None,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="One law for each label (folder, `labels` in .npz).")
+        bool,
+        typer.Option("--per-class", help="One law for each label (folder, .npz, dataset.json)."),
     ] = False,
     clusters: Annotated[
         int | None, typer.Option(min=1, help="One law for each of so many clusters (k-means).")

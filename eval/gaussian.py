@@ -42,8 +42,8 @@ def gaussian_of(
     if by == "class":
         if images.labels is None:
             raise ValueError(
-                f"{images.name} has no labels: they are the folders that images lie in, or "
-                "`labels` in an .npz"
+                f"{images.name} has no classes: they are the folders that images lie in, `labels` "
+                "in an .npz, or numbers in a dataset.json"
             )
         count = int(images.labels.max()) + 1
     chosen = spread(SAMPLE, images.count).tolist()

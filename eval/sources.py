@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ PACKAGED = ("mnist",)
 # Of arrays of images in .npz files, and of their labels.
 NAMES = ("arr_0", "images", "pixels")
 LABELS = ("labels", "arr_1")
+# What tells the classes of files in EDM's data sets.
+CLASSES = "dataset.json"
 # Pillow's modes without colours.
 GRAY = ("1", "L", "LA", "La")
 DAMAGE = (OSError, ValueError, EOFError, BadZipFile, zlib.error)
@@ -63,8 +66,9 @@ def open_images(source: str, size: int | None = None) -> ImageSet:
     uint8 [N, H, W, C] as `arr_0`, `images` or `pixels` (that of ADM's samples), or [N, C, H, W].
     "hf:NAME" or "hf:NAME:SPLIT" is a data set of the hub (needs the package datasets). `size` cuts
     out the central square and resizes it, as Pillow's bicubic; without it all must have one size.
-    Labels are those of an .npz, as `labels` or `arr_1`, or of the folders that image files lie in,
-    numbered in the order of their names (numbers by their value).
+    Labels are those of an .npz, as `labels` or `arr_1`, those in a dataset.json beside image files
+    (EDM's data sets), or the folders that these lie in, numbered in the order of their names
+    (numbers by their value).
     Raises ValueError for anything else, FileNotFoundError if there is nothing.
     """
     if size is not None and size < 1:
@@ -154,7 +158,12 @@ def from_folder(path: Path, size: int | None) -> ImageSet:
     names = sorted(str(each) for each in path.rglob("*") if is_image(each))
     stats = [Path(name).stat() for name in names]
     marks = [[each.st_size, each.st_mtime_ns] for each in stats]
-    return from_files(str(path), names, lambda name: Path(name).read_bytes(), size, marks)
+    found = from_files(str(path), names, lambda name: Path(name).read_bytes(), size, marks)
+    told = path / CLASSES
+    if not told.is_file():
+        return found
+    inside = [Path(name).relative_to(path).as_posix() for name in names]
+    return labelled(found, inside, told.read_bytes(), str(told))
 
 
 def from_zip(path: Path, size: int | None) -> ImageSet:
@@ -166,9 +175,32 @@ def from_zip(path: Path, size: int | None) -> ImageSet:
     names = sorted(name for name in archive.namelist() if is_image(Path(name)))
     sums = [archive.getinfo(name).CRC for name in names]
     found = from_files(str(path), names, archive.read, size, sums)
-    # Folders of EDM's archives are parts of the set, and its classes are told here.
-    told = [name for name in archive.namelist() if Path(name).name == "dataset.json"]
-    return replace(found, labels=None, classes=()) if told else found
+    if CLASSES not in archive.namelist():
+        return found
+    return labelled(found, names, archive.read(CLASSES), f"{path}: {CLASSES}")
+
+
+def labelled(found: ImageSet, names: Sequence[str], text: bytes, where: str) -> ImageSet:
+    """The set with the classes that a dataset.json tells of its files, or without any.
+
+    Folders of EDM's data sets are parts of the set, not classes, and labels that are vectors are
+    none. Raises ValueError for a file that is not told of.
+    """
+    try:
+        pairs = json.loads(text).get("labels")
+        told = None if pairs is None else {str(file): label for file, label in pairs}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} tells no labels: {error}") from error
+    bare = replace(found, labels=None, classes=())
+    if told is None:
+        return bare
+    if missing := [name for name in names if name not in told]:
+        raise ValueError(f"{where} has no label of {missing[0]}, nor of {len(missing) - 1} others")
+    labels = [told[name] for name in names]
+    if not all(type(each) is int and each >= 0 for each in labels):
+        return bare
+    classes = tuple(map(str, range(max(labels) + 1)))
+    return replace(found, labels=torch.tensor(labels), classes=classes)
 
 
 def from_hub(source: str, size: int | None) -> ImageSet:

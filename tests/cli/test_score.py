@@ -275,7 +275,7 @@ def test_the_law_of_a_published_pca(tmp_path):
         (("--per-class",), "--per-class is about normal laws"),
         (("--gaussian", "--members", 3), "--members is about features"),
         (("--gaussian", "--per-class", "--clusters", 3), "give one"),
-        (("--gaussian", "--per-class"), "has no labels"),
+        (("--gaussian", "--per-class"), "has no classes"),
     ],
 )
 def test_options_that_say_nothing_of_a_law_are_errors(sides, tmp_path, options, said):

@@ -36,7 +36,7 @@ def test_there_is_one_law_for_each_label():
     for label in range(3):
         torch.testing.assert_close(found.law.means[label], x[LABELS.eq(label)].mean(0))
     assert found.origin["classes"] == ["0", "1", "2"]
-    with pytest.raises(ValueError, match="some has no labels"):
+    with pytest.raises(ValueError, match="some has no classes"):
         gaussian_of(images(None), "class")
 
 

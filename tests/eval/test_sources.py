@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from types import MappingProxyType
@@ -281,3 +282,36 @@ def test_a_data_set_of_the_hub_gives_its_column_of_images(monkeypatch):
     Table.features = {"label": 0}
     with pytest.raises(ValueError, match="no column of images, only label"):
         open_images("hf:some/set")
+
+
+def test_classes_are_told_beside_the_files(tmp_path):
+    """As in EDM's data sets, whose folders are parts: in a folder and in its archive."""
+    files = ["00000/b.png", "00000/c.png", "00001/a.png"]
+    for i, name in enumerate(files):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 10 * i).save(tmp_path / "set" / name)
+    told = tmp_path / "set" / "dataset.json"
+
+    def opened(text):
+        told.write_text(text)
+        with ZipFile(tmp_path / "set.zip", "w") as archive:
+            for name in (*files, "dataset.json"):
+                archive.write(tmp_path / "set" / name, name)
+        return [open_images(str(tmp_path / each)) for each in ("set", "set.zip")]
+
+    pairs = list(zip(files, (2, 0, 2), strict=True))
+    for found in opened(json.dumps({"labels": pairs[::-1]})):
+        assert found.labels is not None
+        assert found.labels.tolist() == [2, 0, 2]
+        assert found.classes == ("0", "1", "2")
+    vectors = json.dumps({"labels": [[file, [0.0, 1.0]] for file in files]})
+    for found in (*opened('{"labels": null}'), *opened(vectors)):
+        assert found.labels is None
+        assert found.classes == ()
+    for text, match in (
+        (json.dumps({"labels": pairs[1:]}), "no label of 00000/b.png, nor of 0 others"),
+        ("[1, 2]", "tells no labels"),
+        ("{", "tells no labels"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            opened(text)
