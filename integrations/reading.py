@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..samplers.basis import Basis, affine, preconditioning
 from ..samplers.diffusers_model import NAMES
+from ..samplers.guidance import dynamic_threshold
 from .families import FAMILIES
 from .request import Config, Law
 
@@ -65,12 +66,7 @@ def clipping(config: Config) -> Callable[[Tensor], Tensor] | None:
         ratio = float(config.get("dynamic_thresholding_ratio", 0.995))
         largest = float(config.get("sample_max_value", 1.0))
 
-        def threshold(x0: Tensor) -> Tensor:
-            flat = x0.flatten(1)
-            bound = torch.quantile(flat.abs(), ratio, dim=1, keepdim=True).clamp(1.0, largest)
-            return (flat.clamp(-bound, bound) / bound).reshape(x0.shape)
-
-        return threshold
+        return partial(dynamic_threshold, quantile=ratio, most=largest)
     if config.get("clip_sample"):
         bound = float(config.get("clip_sample_range", 1.0))
         return lambda x0: x0.clamp(-bound, bound)

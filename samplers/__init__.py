@@ -10,7 +10,6 @@ from .diffusers_model import from_diffusers, from_diffusers_config
 from .dpm import adams, dpm, dpm_singlestep, sde_dpm
 from .dpm_v3 import dpm_v3
 from .executor import (
-    Denoiser,
     NoiseSource,
     RowMap,
     State,
@@ -27,6 +26,7 @@ from .gaussian_fit import fit_gaussian
 from .model_statistics import Batch, ModelStatistics, estimate_statistics
 from .pndm import pndm
 from .ratios import Ratios
+from .recall import Denoiser
 from .registry import Solver, build, build_within, solver, solvers
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa

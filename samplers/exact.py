@@ -31,6 +31,16 @@ class Mixture:
 
     def __call__(self, x: Tensor, node: Node) -> Tensor:
         """Posterior mean at alpha, sigma of the node, or of each sample's (see `several`)."""
+        log_density, mean = self.components(x, node)
+        share = torch.softmax(log_density, dim=1)
+        return torch.einsum("bj,bjd->bd", share, mean).reshape(x.shape).to(x.dtype)
+
+    def log_shares(self, x: Tensor, node: Node) -> Tensor:
+        """log p(component | x), float64 [B, J]: the perfect classifier of noisy states."""
+        return torch.log_softmax(self.components(x, node)[0], dim=1)
+
+    def components(self, x: Tensor, node: Node) -> tuple[Tensor, Tensor]:
+        """By component: log(w_j p_j(x)) up to a constant [B, J], and E[x0 | x, j] [B, J, D]."""
         means, vectors, values, tail, log_weights = (
             item.to(x.device)
             for item in (self.means, self.vectors, self.values, self.tail, self.log_weights)
@@ -53,13 +63,12 @@ class Mixture:
             + spread.log().sum(-1)
             + rest * outer[..., 0].log()
         )
-        share = torch.softmax(log_weights + log_density, dim=1)
         # Posterior mean of a component: mean + alpha C (alpha^2 C + sigma^2)^-1 gap.
         shrink = tail[:, None] / outer
         lift = alpha * (values / spread - shrink)
         mean = means + alpha * shrink * gap
         mean = mean + torch.einsum("bjr,jdr->bjd", inside * lift, vectors)
-        return torch.einsum("bj,bjd->bd", share, mean).reshape(x.shape).to(x.dtype)
+        return log_weights + log_density, mean
 
 
 def mixture(

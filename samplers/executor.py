@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ..schedules.grid import Node
 from .program import Step
+from .recall import Denoiser, Memory, recall_of
 from .streams import standard_normal
 from .sums import combine, mix
 from .tableau import Tableau
 
-# Any callable that predicts clean data from a state and its node, like-shaped.
-Denoiser = Callable[[Tensor, Node], Tensor]
 StateHook = Callable[[Tensor, Node], Tensor]
 TimeMap = Callable[[Tensor, Node], Node]
 NoiseSource = Callable[[int, Tensor], Tensor]
@@ -28,8 +27,8 @@ class State:
 
     `x` [B, ...] is the state at node `step`; `outputs` and `noises` are those that later rows
     still use, like-shaped, and `live` and `live_noises` say which they are; `seeds` are the random
-    streams, one per sample (empty for a deterministic table); `memory` is what hooks remember of
-    each sample, [B, ...] on any device.
+    streams, one per sample (empty for a deterministic table); `memory` is what hooks and
+    denoisers remember of each sample, [B, ...] on any device.
     """
 
     x: Tensor
@@ -39,7 +38,7 @@ class State:
     live: tuple[int, ...] = ()
     live_noises: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
 
     def take(self, index: Sequence[int]) -> State:
         """The samples `index`, in that order and possibly repeated, each with its own stream.
@@ -110,6 +109,7 @@ def advance(
     Hooks are those of `sample`.
     """
     x, outputs, noises, n = state.x, state.outputs, state.noises, state.step
+    memory, recall = state.memory, recall_of(denoiser)
     rows, seen = table.steps, row_map is not None or callback is not None
     if steps < 0 or not 0 <= n <= len(rows):
         raise ValueError(f"cannot run {steps} steps from step {n} of {table!r}")
@@ -124,9 +124,14 @@ def advance(
         if row_map is not None:
             state, row = row_map(state, row)
             x, outputs, noises = state.x, state.outputs, state.noises
+            memory = state.memory
         x0 = None
         if row.call:
-            x0 = denoiser(x, row.node if time_map is None else time_map(x, row.node))
+            node = row.node if time_map is None else time_map(x, row.node)
+            if recall is None:
+                x0 = denoiser(x, node)
+            else:
+                x0, memory = recall(x, node, memory)
             if x0.dtype != x.dtype:
                 x0 = x0.to(x.dtype)
             if x0.shape != x.shape:
@@ -146,9 +151,7 @@ def advance(
         noises = tuple([noises[i] for i in row.keep_noise])
         # Made where someone sees it: it costs as much as a fifth of a small step.
         if seen or n == end:
-            state = State(
-                x, n, outputs, noises, row.live, row.live_noise, state.seeds, state.memory
-            )
+            state = State(x, n, outputs, noises, row.live, row.live_noise, state.seeds, memory)
         if callback is not None:
             callback(state, x0)
     return state

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..schedules import Grid
-from .executor import Denoiser, State, sample
+from .executor import State, sample
+from .recall import Denoiser
 from .registry import build
 from .tableau import Tableau
 

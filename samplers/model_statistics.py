@@ -38,7 +38,7 @@ from ..schedules import files as schedules
 from ..schedules.base import Float
 from ..schedules.grid import Node
 from ..storage import replacing
-from .executor import Denoiser
+from .recall import Denoiser
 from .streams import standard_normal, uniform
 
 FORMAT = "fewstep.model-statistics"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..schedules import Grid
 from ..schedules.base import Float
-from .executor import Denoiser, State, sample
+from .executor import State, sample
 from .matching import Window, marginal_variance, sample_variance, warn_if_flat
+from .recall import Denoiser
 from .registry import build
 from .spans import places_of
 from .tableau import Tableau

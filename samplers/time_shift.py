@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor
 from ..schedules import Grid, VPDiscrete
 from ..schedules.grid import Node
 from .denoiser import several
-from .executor import Denoiser, State
+from .executor import State
+from .guidance import Ask, Guided
 from .matching import Window, sample_variance, warn_if_flat
 from .program import Step
+from .recall import Denoiser
 from .registry import build
 from .spans import Mode, Span, check_apart, places_of, span_of
 from .sums import Coefficient, mix
@@ -195,17 +197,19 @@ def scale_eps(denoiser: Denoiser, base: float = 1.0, slope: float = 0.0) -> Deno
     systematically too large (Ning et al. 2024, "Elucidating the Exposure Bias in Diffusion
     Models"). Raises ValueError at pure noise, where eps says nothing about x0.
     """
+    if (base, slope) == (1, 0):
+        return denoiser
 
-    def scaled(x: Tensor, node: Node) -> Tensor:
-        factor, x0 = base + slope * node.index, denoiser(x, node)
-        alpha: Any = node.alpha
+    def rule(ask: Ask) -> Tensor:
+        node, x0 = ask.node, ask(denoiser)
+        factor, alpha = base + slope * node.index, cast(Any, node.alpha)
         if factor == 1:
             return x0
         if not isinstance(alpha, Tensor) and alpha == 0:
             raise ValueError(f"scale_eps: node {node.index} is pure noise, eps says nothing there")
-        return mix(x, (1 - 1 / factor) / alpha, x0, 1 / factor)
+        return mix(ask.x, (1 - 1 / factor) / alpha, x0, 1 / factor)
 
-    return scaled
+    return Guided(rule)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,24 @@
+"""Guidance as denoiser wrappers: samplers never see it."""
+
+from .free import Scale, apg, autoguidance, cfg, interval, plus_plus, rescaled, zero_star
+from .gradients import classifier, dps, posterior
+from .guided import Ask, Guided
+from .threshold import dynamic_threshold, thresholded
+
+__all__ = [
+    "Ask",
+    "Guided",
+    "Scale",
+    "apg",
+    "autoguidance",
+    "cfg",
+    "classifier",
+    "dps",
+    "dynamic_threshold",
+    "interval",
+    "plus_plus",
+    "posterior",
+    "rescaled",
+    "thresholded",
+    "zero_star",
+]

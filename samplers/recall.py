@@ -1,0 +1,22 @@
+"""Denoisers that remember something of each sample from one evaluation to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..schedules.grid import Node
+
+# What is remembered of each sample, [B, ...] by name.
+Memory = Mapping[str, Tensor]
+# Any callable that predicts clean data from a state and its node, like-shaped. One with a method
+# `recall(x, node, memory) -> x0, memory` is given what it left in the state of the run.
+Denoiser = Callable[[Tensor, Node], Tensor]
+
+
+def recall_of(denoiser: Denoiser) -> Callable[[Tensor, Node, Memory], tuple[Tensor, Memory]] | None:
+    """The method of a denoiser that remembers; None for one that does not."""
+    found: Any = getattr(denoiser, "recall", None)
+    return found
