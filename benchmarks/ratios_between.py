@@ -18,8 +18,8 @@ from fewstep import grid
 from fewstep.eval.models import NetworkModel, load_model
 from fewstep.eval.report import Section, Table, markdown
 from fewstep.samplers import Ratios
-from fewstep.search.dc import RatioConfig, course_of, find_ratios, lessons_of
-from fewstep.search.lessons import end_error
+from fewstep.search.dc import RatioConfig, course_of, find_ratios
+from fewstep.search.lessons import end_error, lessons_of
 from fewstep.storage import environment, write_atomically
 
 
@@ -79,10 +79,14 @@ def main() -> None:
         return RatioConfig.model_validate(shared | asked)
 
     found = find_ratios(settings(options.nfe, options.guidance), model, options.runs / "all", shown)
-    known = Ratios.load(options.runs / "all")
+    # Of these alone, whatever else was found there before.
+    known = Ratios.fitted({(each.nfe, each.guidance): each.ratios for each in found})
+    pairs = [pair.split(":") for pair in options.between.split(",")]
+    if asked := [pair for pair in pairs if (int(pair[0]), float(pair[1])) in known.found]:
+        parser.error(f"--between {':'.join(asked[0])} is not between: it was searched itself")
     rows = []
-    for pair in options.between.split(","):
-        rows += compared(settings(*pair.split(":")), model, known, options.runs)
+    for pair in pairs:
+        rows += compared(settings(*pair), model, known, options.runs)
     facts = environment(model.device)
     said = (
         f"`python benchmarks/ratios_between.py RUNS --nfe {options.nfe} --guidance "

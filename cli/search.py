@@ -255,7 +255,7 @@ def option(
     given = {"nfe": listed(nfe), "guidance": listed(guidance), "solver": solver}
     config = configs.checked(OptionConfig, overridden(values, given, flags, change), "settings")
     loaded = network_of(config.model, device)
-    target = folder or Path("runs") / Path(name).stem
+    target = folder or Path("runs") / f"{config.solver}-{config.option}"
     with progress_bar(f"{config.option} for {loaded.name}") as progress:
         found = find_option(config, loaded, target, progress)
     rows = [

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from .. import samplers
 from .gaussian import teleporting
 from .models import Model, NetworkModel
 from .models.extras import Extras
-from .settings import SolverConfig
+from .settings import Planned, ScaleConfig, SolverConfig
 
 
-def extras_of(solver: SolverConfig, table: samplers.Tableau, model: Model) -> Extras:
-    """The extras of a solver's `table` on a model; ValueError for what cannot be had there."""
+def extras_of(solver: SolverConfig, plan: Planned, model: Model) -> Extras:
+    """The extras of a planned solver on a model; ValueError for what cannot be had there."""
     name = solver.label or solver.name
-    asked = [key for key in ("start", "shift", "scale_eps") if getattr(solver, key) is not None]
-    if asked and not isinstance(model, NetworkModel):
+    if not isinstance(model, NetworkModel):
+        if solver.besides:
+            raise ValueError(
+                f"{name}: {solver.besides[0]}: {model.name} is a whole pipeline, which runs tables "
+                "alone; to teleport its latents see integrations.teleported"
+            )
+        if plan.table.weights.ndim > 2:
+            raise ValueError(
+                f"{name}: the coefficients of {plan.table!r} are images, and what {model.name} is "
+                "given here are numbers; in a program fewstep.use takes it by its name"
+            )
+    scale = solver.scale_eps or ScaleConfig()
+    asked = [row.node for row in plan.table.steps if row.call]
+    factors = [scale.base + scale.slope * node.index for node in asked]
+    if min(factors) <= 0:
+        raise ValueError(f"{name}: scale_eps: noise divided by {min(factors):g} is not smaller")
+    if asked[0].alpha == 0 and factors[0] != 1:
         raise ValueError(
-            f"{name}: {asked[0]}: {model.name} is a whole pipeline, which runs tables alone; to "
-            "teleport its latents see integrations.teleported"
+            f"{name}: scale_eps: the first node is pure noise, where eps says nothing about x0; "
+            "leave base at 1 and give a slope"
         )
-    shift, scale = None, solver.scale_eps
-    if solver.shift is not None:
-        if samplers.is_family(solver.name):
-            raise ValueError(f"{name}: shift: tables of files cannot be built at other times")
-        build = partial(samplers.build, solver.name, **solver.options)
-        nodes = table.grid.without_stages()
-        shift = samplers.time_shift(build, nodes, **solver.shift.model_dump())
     return Extras(
         teleporting(solver.start, model.shape, model.classes),
-        shift,
-        (1.0, 0.0) if scale is None else (scale.base, scale.slope),
+        plan.shift,
+        (scale.base, scale.slope),
     )

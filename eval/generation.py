@@ -23,7 +23,7 @@ from .settings import (
     ModelConfig,
     NoiseDevice,
     SolverConfig,
-    table_within,
+    planned,
 )
 from .shards import collect, outstanding, run_job
 
@@ -70,14 +70,14 @@ def job_for(config: GenerateConfig, model: Model, extractors: tuple[Extractor, .
     """The job of a config on a loaded model; ValueError for what the model cannot do."""
     pick_device(config.noise_device)
     law, scale = model.schedule, config.guidance
-    table = table_within(law, config.solver, config.nfe, config.spacing, config.end, scale)
+    plan = planned(law, config.solver, config.nfe, config.spacing, config.end, scale)
     seeds = range(config.first, config.first + config.count)
     labels = label_rule(config.labels, model.classes, model.shape, seeds, config.noise_device)
-    extras = extras_of(config.solver, table, model)
+    extras = extras_of(config.solver, plan, model)
     draw = Draw(seeds, labels, config.guidance, config.noise_device, extras)
     return Job(
         model,
-        table,
+        plan.table,
         draw,
         extractors,
         keep=config.keep,

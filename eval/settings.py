@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -11,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -110,16 +113,17 @@ class ShiftConfig(BaseModel):
     model_config = STRICT
 
     window: NonNegativeFloat
-    cutoff: float
+    cutoff: FiniteFloat
     mode: Mode = "source"
     data_variance: NonNegativeFloat = 0.0
     resolution: NonNegativeFloat | None = None
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.mode} by {self.window:g} above {self.cutoff:g}, "
             f"data of variance {self.data_variance:g}"
         )
+        return said if self.resolution is None else f"{said}, {self.resolution:g} apart"
 
 
 class ScaleConfig(BaseModel):
@@ -127,14 +131,15 @@ class ScaleConfig(BaseModel):
 
     model_config = STRICT
 
-    base: PositiveFloat = 1.0
-    slope: float = 0.0
+    base: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
+    slope: FiniteFloat = 0.0
 
     @model_validator(mode="before")
     @classmethod
     def from_number(cls, value: Any) -> Any:
         """Accept 1.01 for `{base: 1.01}`."""
-        return {"base": value} if isinstance(value, int | float) else value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"base": value} if number else value
 
     def __str__(self) -> str:
         return f"{self.base:g}{f' {self.slope:+g} n' if self.slope else ''}"
@@ -163,6 +168,11 @@ class SolverConfig(BaseModel):
     scale_eps: ScaleConfig | None = None
     grid: dict[str, float] = {}
     options: dict[str, Any] = {}
+
+    @property
+    def besides(self) -> list[str]:
+        """What it asks of a run besides its table."""
+        return [key for key in ("start", "shift", "scale_eps") if getattr(self, key) is not None]
 
     @model_validator(mode="before")
     @classmethod
@@ -236,6 +246,13 @@ class ExtractorConfig(BaseModel):
         return {"id": value} if isinstance(value, str) else value
 
 
+class Planned(NamedTuple):
+    """The table of a solver, and the shift of its times if it has one."""
+
+    table: samplers.Tableau
+    shift: samplers.TimeShift | None = None
+
+
 def table_within(
     schedule: Schedule,
     solver: SolverConfig,
@@ -244,15 +261,29 @@ def table_within(
     end: End,
     guidance: float | None = None,
 ) -> samplers.Tableau:
-    """The table of one solver that spends `nfe`, or the most below that it can.
+    """The table of `planned`."""
+    return planned(schedule, solver, nfe, spacing, end, guidance).table
+
+
+def planned(
+    schedule: Schedule,
+    solver: SolverConfig,
+    nfe: int,
+    spacing: str,
+    end: End,
+    guidance: float | None = None,
+) -> Planned:
+    """The table of one solver that spends `nfe`, or the most below that it can, with its shift.
 
     Of a file of tables it is one of those, at that `guidance` where they depend on it, as ratios of
     a file may. With a `start` it begins where that ends. Raises TooFewEvaluations if it can spend
-    none, and ValueError if tables are of another noise schedule, or it cannot begin there.
+    none, and ValueError if tables are of another noise schedule, if it cannot begin there, and for
+    times that cannot be shifted.
     """
+    name = solver.label or solver.name
     if samplers.is_family(solver.name):
-        if solver.start is not None:
-            raise ValueError(f"{solver.name} has nodes of its own: no start")
+        if solver.start is not None or solver.shift is not None:
+            raise ValueError(f"{solver.name} has nodes of its own: no start, and no shift of times")
         try:
             table = within(samplers.load_family(solver.name, guidance), nfe)
         except samplers.TooFewEvaluations as error:
@@ -261,7 +292,7 @@ def table_within(
             raise ValueError(
                 f"{solver.name} has tables of {table.grid.schedule}, not of {schedule}"
             )
-        return table.renamed(family_name(solver.name))
+        return Planned(table.renamed(family_name(solver.name)))
     law = schedule
     if solver.law == "vp":
         law = VPLinear.between(*(float(schedule.nsr(t)) for t in (schedule.t_min, schedule.t_max)))
@@ -269,19 +300,35 @@ def table_within(
     places: dict[str, Any] = dict(solver.grid)
     if solver.start is not None:
         if "t_max" in places:
-            raise ValueError(f"{solver.label or solver.name}: start.skip and t_max say the same")
+            raise ValueError(f"{name}: start.skip and t_max say the same")
         places["t_max"] = samplers.skip_time(law, solver.start.skip)
 
-    def make_grid(steps: int) -> Grid:
-        return grid(law, steps, solver.spacing or spacing, end=solver.end or end, **places)
+    made: list[Grid] = []
 
-    options = solver.options
+    def make_grid(steps: int) -> Grid:
+        made.append(grid(law, steps, solver.spacing or spacing, end=solver.end or end, **places))
+        return made[-1]
+
+    options = options_at(solver.options, guidance)
+    try:
+        table = samplers.build_within(solver.name, nfe, make_grid, **options)
+    except TypeError as error:
+        # An option that the builder, or the grid, does not have.
+        raise ValueError(f"solver {name}: {error}") from error
+    if solver.shift is None:
+        return Planned(table)
+    build = partial(samplers.build, solver.name, **options)
+    try:
+        shift = samplers.time_shift(build, made[-1], **solver.shift.model_dump())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return Planned(table, shift)
+
+
+def options_at(options: Mapping[str, Any], guidance: float | None) -> dict[str, Any]:
+    """A solver's options at a guidance scale, which the ratios of a file depend on."""
     how = options.get("compensate")
     how = {"ratios": how} if isinstance(how, str) else how
     if isinstance(how, dict) and isinstance(how.get("ratios"), str) and guidance is not None:
-        options = {**options, "compensate": {"guidance": guidance, **how}}
-    try:
-        return samplers.build_within(solver.name, nfe, make_grid, **options)
-    except TypeError as error:
-        # An option that the builder, or the grid, does not have.
-        raise ValueError(f"solver {solver.label or solver.name}: {error}") from error
+        return {**options, "compensate": {"guidance": guidance, **how}}
+    return dict(options)

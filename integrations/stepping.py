@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..samplers.denoiser import without_variance
-from ..samplers.sums import accumulate, combine, mix
+from ..samplers.sums import accumulate, check_fits, combine, mix
 from .memory import WIDE, Memory, newest
 from .program import Line, Numbers
 
@@ -21,10 +21,12 @@ def given(line: Line, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor, N
     """What a pipeline hands in, (x, out) in the dtype of states, with the numbers of the line.
 
     Compiled, one graph serves all lines: their numbers are tensors. Raises ValueError if the
-    network returned neither x's shape nor a variance behind it.
+    network returned neither x's shape nor a variance behind it, and for images of another shape.
     """
     numbers = line.uniform() if torch.compiler.is_compiling() else line.numbers
     x = sample if sample.dtype in WIDE else sample.float()
+    if line.vector.ndim > 1:
+        check_fits(line.vector.shape[1:], x[0])
     out = output if output.dtype == x.dtype else output.to(x.dtype)
     return x, out if out.shape == x.shape else without_variance(out, x), numbers
 

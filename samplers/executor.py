@@ -13,7 +13,7 @@ from ..schedules.grid import Node
 from .program import Step
 from .recall import Denoiser, Memory, recall_of
 from .streams import standard_normal
-from .sums import combine, mix
+from .sums import check_fits, combine, mix
 from .tableau import Tableau
 
 StateHook = Callable[[Tensor, Node], Tensor]
@@ -80,10 +80,13 @@ def initial(table: Tableau, x: Tensor, seeds: Sequence[int] | None = None) -> St
 
     `seeds` are for tables that draw noise, one per sample; None takes them from torch's global
     generator, so that `torch.manual_seed` decides. An empty list leaves the noise to the `noise`
-    hook.
+    hook. Raises ValueError for a state that is no floating-point tensor, or that the
+    table's images are not for.
     """
     if not x.is_floating_point():
         raise ValueError(f"the state must be a floating-point tensor, got {x.dtype}")
+    for shape in table.images:
+        check_fits(shape, x)
     state = State(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
     if not table.stochastic or (seeds is not None and len(seeds) == 0):
         return state

@@ -32,6 +32,19 @@ class Sum(Protocol):
         """What is added whatever the state is; None adds nothing."""
 
 
+def check_fits(shape: Sequence[int], x: Tensor) -> None:
+    """ValueError unless coefficients of this shape broadcast against the state without growing it.
+
+    Each dimension from the last one on is 1 or that of the state.
+    """
+    own = tuple(x.shape)
+    pairs = zip(reversed(shape), reversed(own), strict=False)
+    if len(shape) > len(own) or any(a not in (1, b) for a, b in pairs):
+        raise ValueError(
+            f"the coefficients of this table are images of shape {tuple(shape)}, the state is {own}"
+        )
+
+
 def combine(row: Sum, x: Tensor, outputs: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
     """carry x + sum weights m + sum noise z + bias, as one new tensor."""
     total = scaled(x, row.carry)

@@ -88,6 +88,12 @@ class Tableau:
             *(self.basis, self.name, self.meta, self.bias),
         )
 
+    @property
+    def images(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what of it is images, or per sample; none for plain numbers."""
+        pairs = zip(self.rows(), DIMENSIONS.values(), strict=True)
+        return tuple([tuple(each.shape[dims:]) for each, dims in pairs if each.ndim > dims])
+
     def rows(self) -> Rows:
         """The four arrays."""
         return Rows(self.carry, self.weights, self.noise, self.bias)

@@ -212,11 +212,6 @@ class Grid:
         nodes = {column: getattr(self, column)[list(index)] for column in COLUMNS[:-1]}
         return Grid(**nodes, stage=np.asarray(stage), schedule=self.schedule)
 
-    def without_stages(self) -> Grid:
-        """The nodes between steps only."""
-        steps = np.flatnonzero(~self.stage)
-        return self.select(steps.tolist(), [False] * len(steps))
-
     def tail(self, start: int) -> Grid:
         """The nodes from `start` on: the rest of a run that begins there."""
         return self.select(range(start, len(self.time)), self.stage[start:].tolist())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,32 +16,55 @@ from ..samplers.fit import Trajectories, refined, teach
 from ..schedules import Grid
 
 
-def taught(
-    model: NetworkModel,
-    nodes: Grid,
-    seeds: range,
-    *,
-    teacher: str,
-    substeps: int,
-    guidance: float = 1.0,
-    labels: LabelRule = "balanced",
-    batch_size: int = 64,
-) -> list[Trajectories]:
-    """The trajectories of `seeds` in batches, with the states at nodes 1 to N.
+class Lessons(Protocol):
+    """The settings that say what samples are looked at, and what they are judged by."""
+
+    @property
+    def teacher(self) -> str: ...  # noqa: D102
+    @property
+    def substeps(self) -> int: ...  # noqa: D102
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def held_out(self) -> int: ...  # noqa: D102
+    @property
+    def first_seed(self) -> int: ...  # noqa: D102
+    @property
+    def labels(self) -> LabelRule: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+
+
+def lessons_of(
+    asked: Lessons, model: NetworkModel, nodes: Grid, guidance: float = 1.0
+) -> tuple[list[Trajectories], list[Trajectories]]:
+    """The trajectories to search with and the held-out ones, with the states at nodes 1 to N.
 
     They are those of `teacher` with `substeps` steps in place of one, from the beginning of the
-    schedule on. Raises ValueError for a teacher that draws noise, or has stages.
+    schedule on, of `samples` seeds from `first_seed` on, and of `held_out` more. Raises ValueError
+    for a teacher that draws noise, or has stages.
     """
-    fine = samplers.build(teacher, from_the_beginning(nodes, substeps))
-    before = fine.nfe - nodes.nfe * substeps
+    ends = np.cumsum([0, asked.samples, asked.held_out]) + asked.first_seed
+    search, held_out = (
+        trajectories(asked, model, nodes, range(a, b), guidance) for a, b in pairwise(ends.tolist())
+    )
+    return search, held_out
+
+
+def trajectories(
+    asked: Lessons, model: NetworkModel, nodes: Grid, seeds: range, guidance: float
+) -> list[Trajectories]:
+    """Those of some seeds, in batches."""
+    fine = samplers.build(asked.teacher, from_the_beginning(nodes, asked.substeps))
+    before = fine.nfe - nodes.nfe * asked.substeps
     found = []
-    for first in range(0, len(seeds), batch_size):
-        some = seeds[first : first + batch_size]
-        of_each = label_rule(labels, model.classes, model.shape, some, "cpu")
-        denoiser = model.denoiser_of(Draw(some, of_each, guidance))
+    for first in range(0, len(seeds), asked.batch_size):
+        some = seeds[first : first + asked.batch_size]
+        labels = label_rule(asked.labels, model.classes, model.shape, some, "cpu")
+        denoiser = model.denoiser_of(Draw(some, labels, guidance))
         z = samplers.noise(nodes, model.shape, some, device=model.device) / float(nodes.sigma[0])
         course = teach(fine, denoiser, z)
-        states = course.states[before + substeps - 1 :: substeps]
+        states = course.states[before + asked.substeps - 1 :: asked.substeps]
         found.append(Trajectories(denoiser, z, states))
     return found
 

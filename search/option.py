@@ -14,16 +14,24 @@ from pydantic import BaseModel, Field, PositiveInt, model_validator
 from scipy.optimize import minimize_scalar
 
 from .. import samplers
+from ..eval.job import numbers
 from ..eval.models import LabelRule, NetworkModel
 from ..eval.progress import Progress, silent
 from ..eval.report import Picture, Section, Table, markdown, save_figure
-from ..eval.settings import STRICT, Evaluations, FirstSeed, ModelConfig, Scales, SolverName
+from ..eval.settings import (
+    STRICT,
+    Evaluations,
+    FirstSeed,
+    ModelConfig,
+    Scales,
+    SolverName,
+    options_at,
+)
 from ..samplers import Tableau
-from ..samplers.fit import Trajectories
 from ..schedules import Grid, grid
 from ..schedules.grid import End
 from ..storage import digest, environment, read_json, write_atomically, write_json
-from .lessons import end_error, taught
+from .lessons import end_error, lessons_of
 
 CARD, PICTURE, FOUND = "README.md", "option.png", "option.json"
 # How near the best value is found, as a share of the interval.
@@ -73,7 +81,8 @@ class OptionConfig(BaseModel):
 class Best:
     """The best value of one run.
 
-    `bare` and `error` are the RMSE on held-out noises without the option and with it; `tried` holds
+    `bare` and `error` are the RMSE on held-out noises without the option (and all that is said
+    inside it) and with it; `tried` holds
     every value with its RMSE on the noises of the search, in order of values.
     """
 
@@ -93,53 +102,55 @@ def find_option(
     What was found in the same way is not looked for again. Raises ValueError for a solver that
     draws noise or has stages, and for values that it does not take.
     """
-    said = config.model_dump(mode="json", exclude={"nfe", "guidance", "model"})
-    key = digest(said, model.fingerprint)
     path = folder / FOUND
-    known = read_json(path) if path.exists() else {}
-    records = known.get("found", []) if known.get("key") == key else []
+    records = read_json(path)["found"] if path.exists() else []
     wanted = [(nfe, scale) for scale in config.guidance for nfe in config.nfe]
+    found: list[Best] = []
     for done, (nfe, scale) in enumerate(wanted):
-        if not any((each["nfe"], each["guidance"]) == (nfe, scale) for each in records):
+        key = key_of(config, model, nfe, scale)
+        kept = next((each for each in records if each["key"] == key), None)
+        if kept is None:
             progress(done, len(wanted), f"NFE {nfe}, guidance {scale:g}")
-            records.append(asdict(searched(config, model, nfe, scale)))
-            write_json(path, {"key": key, "option": config.option, "found": records})
-        written(config, model, [told(each) for each in records], folder)
-    found = {(each.nfe, each.guidance): each for each in map(told, records)}
-    return [found[each] for each in wanted]
+            kept = {"key": key, **asdict(searched(config, model, nfe, scale))}
+            records.append(kept)
+            write_json(path, {"found": records})
+        found.append(told(kept))
+        written(config, model, found, folder)
+    return found
+
+
+def key_of(config: OptionConfig, model: NetworkModel, nfe: int, scale: float) -> str:
+    """Digest of all that decides what is found; the content of files too, and the schedule."""
+    said = config.model_dump(mode="json", exclude={"nfe", "guidance", "model", "batch_size"})
+    bare = table_with(config, nodes_of(config, model, nfe), scale, None)
+    return digest(said, model.fingerprint, float(scale), *numbers(bare))
+
+
+def nodes_of(config: OptionConfig, model: NetworkModel, nfe: int) -> Grid:
+    """The grid of one run."""
+    return grid(model.schedule, nfe, config.spacing, end=config.end)
 
 
 def told(record: Mapping[str, Any]) -> Best:
     """What a file says."""
     tried = tuple((value, error) for value, error in record["tried"])
-    return Best(**{**record, "tried": tried})
+    fields = {key: value for key, value in record.items() if key != "key"}
+    return Best(**{**fields, "tried": tried})
 
 
 def searched(config: OptionConfig, model: NetworkModel, nfe: int, scale: float) -> Best:
     """The best value for one NFE and scale."""
-    nodes = grid(model.schedule, nfe, config.spacing, end=config.end)
-    bare = table_with(config, nodes, None)
+    nodes = nodes_of(config, model, nfe)
+    bare = table_with(config, nodes, scale, None)
     if bare.stochastic or bare.grid.stage.any():
         raise ValueError(f"{config.solver} draws noise or has stages: no option is looked for")
 
-    def lessons(first: int, count: int) -> list[Trajectories]:
-        return taught(
-            model,
-            nodes,
-            range(config.first_seed + first, config.first_seed + first + count),
-            teacher=config.teacher,
-            substeps=config.substeps,
-            guidance=scale,
-            labels=config.labels,
-            batch_size=config.batch_size,
-        )
-
-    search, held_out = lessons(0, config.samples), lessons(config.samples, config.held_out)
+    search, held_out = lessons_of(config, model, nodes, scale)
     tried: dict[float, float] = {}
 
     def miss(value: float) -> float:
         if value not in tried:
-            tried[value] = end_error(table_with(config, nodes, value), search)
+            tried[value] = end_error(table_with(config, nodes, scale, value), search)
         return tried[value]
 
     mesh = np.linspace(config.low, config.high, config.points).tolist()
@@ -155,18 +166,19 @@ def searched(config: OptionConfig, model: NetworkModel, nfe: int, scale: float) 
         scale,
         value,
         end_error(bare, held_out),
-        end_error(table_with(config, nodes, value), held_out),
+        end_error(table_with(config, nodes, scale, value), held_out),
         tuple(sorted(tried.items())),
     )
 
 
-def table_with(config: OptionConfig, nodes: Grid, value: float | None) -> Tableau:
-    """The solver's table with the option at a value, or without it."""
-    options = config.options
+def table_with(config: OptionConfig, nodes: Grid, scale: float, value: float | None) -> Tableau:
+    """The solver's table with the option at a value, or without it and what it lies in."""
+    names = config.option.split(".")
+    options = {key: each for key, each in config.options.items() if key != names[0]}
     if value is not None:
-        options = with_option(options, config.option.split("."), value)
+        options = with_option(config.options, names, value)
     try:
-        return samplers.build(config.solver, nodes, **options)
+        return samplers.build(config.solver, nodes, **options_at(options, scale))
     except TypeError as error:
         raise ValueError(f"{config.solver} with {config.option}: {error}") from error
 
@@ -186,12 +198,12 @@ def written(config: OptionConfig, model: NetworkModel, found: Sequence[Best], fo
     """The card and the picture of all that was found."""
     save_figure(picture(config, found), folder / PICTURE)
     settings = config.model_dump(mode="json", exclude={"nfe", "guidance"}, exclude_defaults=True)
-    facts = environment(model.device)
+    facts, names = environment(model.device), config.option.split(".")
     rows = [
         [
             *(f"{each.nfe}", f"{each.guidance:g}"),
             *(f"{value:.4g}" for value in (each.bare, each.error, each.value)),
-            json.dumps(with_option({}, config.option.split("."), round(each.value, 4))),
+            json.dumps(with_option(config.options, names, float(f"{each.value:.4g}"))),
         ]
         for each in found
     ]
@@ -199,6 +211,12 @@ def written(config: OptionConfig, model: NetworkModel, found: Sequence[Best], fo
     notes = (
         f"for the network {model.fingerprint} and {model.schedule!r}",
         f"settings: `{json.dumps(settings)}`",
+        *(
+            f"NFE {each.nfe} at guidance {each.guidance:g}: the best value is an end of the "
+            "interval, which may want to be wider"
+            for each in found
+            if each.value in (config.low, config.high)
+        ),
         f"RMSE to {config.teacher} with {config.substeps} steps for one, of {config.held_out} "
         "noises that were not searched with",
         f"made with fewstep {facts['fewstep']}, Python {facts['python']}, torch {facts['torch']} "
@@ -213,7 +231,7 @@ def written(config: OptionConfig, model: NetworkModel, found: Sequence[Best], fo
 
 
 def picture(config: OptionConfig, found: Sequence[Best]) -> Figure:
-    """RMSE over the least of each run, by value; a panel for each guidance scale."""
+    """RMSE by value, a line for each NFE and a panel for each guidance scale."""
     scales = sorted({each.guidance for each in found})
     figure = Figure(figsize=(1.6 + 3.2 * len(scales), 3.2), layout="constrained")
     panels = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]

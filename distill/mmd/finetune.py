@@ -110,8 +110,11 @@ def finetune(
     without real images, and a solver that cannot spend `nfe`.
     """
     law, scale = model.schedule, config.guidance
-    if config.solver.start is not None:
-        raise ValueError("solver.start: what is saved begins in noise, and so does its training")
+    if config.solver.besides:
+        raise ValueError(
+            f"solver.{config.solver.besides[0]}: what is saved runs a table alone, and so does its "
+            "training"
+        )
     table = table_within(law, config.solver, config.nfe, config.spacing, "zero", scale)
     if table.nfe != config.nfe:
         raise ValueError(f"{config.solver.name} takes {table.nfe} evaluations, not {config.nfe}")

@@ -120,7 +120,7 @@ def check_plan(config: BenchConfig, name: str, model: Model) -> None:
     label_rule(config.labels, model.classes, model.shape, range(2), "cpu")
     for panel in (each for each in panels(config) if each.model == name):
         for cell in plan(config, model.schedule, panel, 0):
-            extras_of(cell.solver, cell.table, model)
+            extras_of(cell.solver, cell.planned, model)
         if panel.guidance != 1 and model.classes is None:
             raise ValueError(f"guidance {panel.guidance:g}: {name} has no classes, nor prompts")
     if config.reference is not None:

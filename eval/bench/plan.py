@@ -8,7 +8,7 @@ from ... import samplers
 from ...schedules import Schedule, grid
 from ...schedules.grid import End
 from ...schedules.placed import spacing_name
-from ..settings import SolverConfig, table_within
+from ..settings import Planned, SolverConfig, planned
 from .config import BenchConfig, ReferenceConfig
 
 
@@ -34,8 +34,13 @@ class Cell:
     nfe: int
     seed: int
     solver: SolverConfig
-    table: samplers.Tableau
+    planned: Planned
     suffix: str = ""
+
+    @property
+    def table(self) -> samplers.Tableau:
+        """Its table."""
+        return self.planned.table
 
     @property
     def slug(self) -> str:
@@ -74,12 +79,12 @@ def plan(config: BenchConfig, schedule: Schedule, panel: Panel, seed: int) -> li
             for spacing in (solver.spacing,) if solver.spacing else config.spacings:
                 scale = panel.guidance
                 try:
-                    table = table_within(schedule, solver, nfe, spacing, config.end, scale)
+                    ready = planned(schedule, solver, nfe, spacing, config.end, scale)
                 except samplers.TooFewEvaluations as error:
                     unable.append((solver, error))
                     continue
-                curve = curve_name(config, solver, table.name, spacing)
-                cell = Cell(panel, curve, spacing, nfe, seed, solver, table, suffix)
+                curve = curve_name(config, solver, ready.table.name, spacing)
+                cell = Cell(panel, curve, spacing, nfe, seed, solver, ready, suffix)
                 if owners.setdefault(curve, (solver, spacing)) != (solver, spacing):
                     raise ValueError(f"two curves are called {curve}: give one of them a `label`")
                 cells.setdefault(cell.slug, cell)

@@ -85,7 +85,7 @@ class Round:
         """The job of a cell; its target comes when there is one."""
         target = target_of(self.references[0]) if self.references else {}
         model, job = self.ready.model, self.job(cell.table)
-        draw = replace(job.draw, extras=extras_of(cell.solver, cell.table, model))
+        draw = replace(job.draw, extras=extras_of(cell.solver, cell.planned, model))
         return replace(job, draw=draw, keep=OF_JOB[self.config.keep], **target)
 
     def shards_of(self, name: str) -> Path:

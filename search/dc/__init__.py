@@ -2,7 +2,7 @@
 
 from .config import RatioConfig
 from .find import Course, greedy, joint
-from .run import Found, course_of, find_ratios, lessons_of
+from .run import Found, course_of, find_ratios
 
 __all__ = [
     "Course",
@@ -12,5 +12,4 @@ __all__ = [
     "find_ratios",
     "greedy",
     "joint",
-    "lessons_of",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from ...eval.models import NetworkModel
 from ...eval.progress import Progress, silent
 from ...eval.report import Picture, Section, Table, markdown, save_figure
 from ...samplers import Ratios
-from ...samplers.fit import Trajectories
 from ...samplers.ratios import RATIOS
 from ...samplers.registry import CHANGES
 from ...schedules import Grid, grid
 from ...storage import digest, environment, read_json, write_atomically, write_json
-from ..lessons import end_error, taught
+from ..lessons import end_error, lessons_of
 from .config import RatioConfig
 from .find import Course, greedy, joint
 
+# Of what is kept: where teachers begin has changed.
+TEACHER = "from the beginning of the schedule"
 CARD, PICTURE = "README.md", "ratios.png"
 
 
@@ -51,9 +51,9 @@ def find_ratios(
     folder is what `compensate` takes by name. What was found in the same way is not looked for
     again. Raises ValueError for a solver that cannot be compensated.
     """
-    said = config.model_dump(mode="json", exclude={"nfe", "guidance", "model"})
+    said = config.model_dump(mode="json", exclude={"nfe", "guidance", "model", "batch_size"})
     law = grid(model.schedule, 8, "uniform", end="min")
-    shared = digest(said, model.fingerprint, law.lam, law.label)
+    shared = digest(said, TEACHER, model.fingerprint, law.lam, law.label)
     wanted = [(nfe, scale) for scale in config.guidance for nfe in config.nfe]
     found = []
     for done, (nfe, scale) in enumerate(wanted):
@@ -107,27 +107,6 @@ def course_of(config: RatioConfig, nodes: Grid) -> Course:
         raise ValueError(f"{config.solver} draws noise or has stages: no ratios are looked for")
     predictor = samplers.solver(config.solver).predictor(nodes, **config.options)
     return Course(table, predictor, config.order, config.overwrite, config.first)
-
-
-def lessons_of(
-    config: RatioConfig, model: NetworkModel, nodes: Grid, scale: float
-) -> tuple[list[Trajectories], list[Trajectories]]:
-    """What ratios are searched with, and what they are judged by."""
-    ends = np.cumsum([0, config.samples, config.held_out]) + config.first_seed
-    search, held_out = (
-        taught(
-            model,
-            nodes,
-            range(a, b),
-            teacher=config.teacher,
-            substeps=config.substeps,
-            guidance=scale,
-            labels=config.labels,
-            batch_size=config.batch_size,
-        )
-        for a, b in pairwise(ends.tolist())
-    )
-    return search, held_out
 
 
 def gather(folder: Path, config: RatioConfig, model: NetworkModel, shared: str) -> None:

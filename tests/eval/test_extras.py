@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,8 @@ from fewstep.eval.bench.round import rounds
 from fewstep.eval.extras import extras_of
 from fewstep.eval.models import Draw, NetworkModel
 from fewstep.eval.models.extras import NONE, Extras
-from fewstep.eval.settings import SolverConfig
+from fewstep.eval.settings import Planned, SolverConfig, planned
+from fewstep.schedules import FlowMatching
 from torch import nn
 
 from .bench.fakes import CLASSES, SCHEDULE, SHAPE, SPREAD, config, ready
@@ -64,13 +67,28 @@ def test_shifted_times_are_those_of_the_sampler():
     assert np.array_equal(job.table.weights, plain.table.weights)
 
 
-def test_solvers_with_stages_get_their_grid_back():
-    asked = SolverConfig(name="heun", shift=SHIFT)
-    table = samplers.build("heun", drawn(model())[1].table.grid)
-    shift = extras_of(asked, table, model()).shift
-    assert shift is not None
-    assert np.array_equal(shift.table.weights, table.weights)
-    assert np.array_equal(shift.table.grid.lam, table.grid.lam)
+@pytest.mark.parametrize(
+    "name", ["heun", "dpmpp-3s", "dpm-2s", "pndm", "dpm-2", "deis-rho-kutta3", "sa-2", "ipndm-4"]
+)
+def test_the_shifted_table_is_that_of_the_run(name):
+    """Also of solvers whose stages are inserted in a grid, or are nodes of it."""
+    for nfe in (5, 8, 9):
+        found = planned(SCHEDULE, SolverConfig(name=name, shift=SHIFT), nfe, "lam", "min")
+        assert found.shift is not None
+        for ours, run in zip(found.shift.table.rows(), found.table.rows(), strict=True):
+            assert np.array_equal(ours, run)
+        assert np.array_equal(found.shift.table.grid.lam, found.table.grid.lam)
+
+
+def test_ratios_of_a_file_are_those_of_the_guidance_scale_in_shifted_tables(tmp_path):
+    ratios = {(4, 2.0): (1, 1, 1.1, 0.9), (4, 1.0): (1, 1, 0.7, 1.3)}
+    samplers.Ratios(ratios).save(tmp_path / "r.json")
+    options = {"compensate": str(tmp_path / "r.json")}
+    asked = SolverConfig(name="dpmpp-2m", shift=SHIFT, options=options)
+    found = planned(SCHEDULE, asked, 4, "lam", "min", 2.0)
+    assert np.array_equal(found.shift.table.weights, found.table.weights)
+    other = planned(SCHEDULE, asked, 4, "lam", "min", 1.0)
+    assert not np.array_equal(other.table.weights, found.table.weights)
 
 
 def test_scaled_noise_mends_a_network_with_too_much_of_it():
@@ -105,6 +123,9 @@ def test_other_extras_are_other_samples():
                 {},
                 {"shift": SHIFT},
                 {"shift": {**SHIFT, "window": 20}},
+                {"shift": {**SHIFT, "cutoff": 200}},
+                {"shift": {**SHIFT, "data_variance": 0.2}},
+                {"shift": {**SHIFT, "resolution": 2.0}},
                 {"shift": {**SHIFT, "mode": "model"}},
                 {"scale_eps": 1.01},
                 {"scale_eps": {"slope": 1.01}},
@@ -124,12 +145,27 @@ def test_what_cannot_be_is_found_before_the_first_sample():
     wide = config(solvers=[{"name": "ddim", "shift": {**SHIFT, "window": 900}}], nfe=[8])
     with pytest.raises(ValueError, match="overlap"):
         check_plan(wide, "gaussian", model())
-    table = samplers.build("ddim", drawn(model())[1].table.grid)
-    family = SolverConfig(name="mnist-learned", shift=SHIFT)
-    with pytest.raises(ValueError, match=r"tables of files cannot be built at other times"):
-        extras_of(family, table, model())
+    for change, match in (
+        ({"scale_eps": {"slope": -0.5}}, "divided by -2.5 is not smaller"),
+        ({"name": "mnist-learned", "shift": SHIFT}, "no shift of times"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            drawn(model(), **change)
+    with pytest.raises(ValueError, match="finite"):
+        SolverConfig(name="ddim", scale_eps={"slope": math.inf})
+    with pytest.raises(ValueError, match="valid dictionary"):
+        SolverConfig(name="ddim", scale_eps=True)
+    pure = planned(FlowMatching(), SolverConfig(name="ddim", scale_eps=1.1), 4, "uniform", "zero")
+    asked = SolverConfig(name="ddim", scale_eps=1.1)
+    with pytest.raises(ValueError, match="the first node is pure noise"):
+        extras_of(asked, pure, model())
+    assert extras_of(SolverConfig(name="ddim", scale_eps={"slope": 0.1}), pure, model()).eps[1]
+    table = planned(SCHEDULE, SolverConfig(name="ddim"), 4, "lam", "min")
     pipeline = SimpleNamespace(name="sd", shape=SHAPE, classes=None)
     for extra in ({"shift": SHIFT}, {"scale_eps": 1.1}, {"start": {"teleport": "a", "skip": 1}}):
         with pytest.raises(ValueError, match=r"sd is a whole pipeline"):
             extras_of(SolverConfig(name="ddim", **extra), table, pipeline)
+    images = Planned(replace(table.table, weights=table.table.weights[..., None, None, None]))
+    with pytest.raises(ValueError, match=r"are images, and what sd is given here are numbers"):
+        extras_of(SolverConfig(name="ddim"), images, pipeline)
     assert not Draw(range(2)).extras

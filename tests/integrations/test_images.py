@@ -116,3 +116,18 @@ def test_a_bias_that_is_an_image_is_added(options):
     gain = table.grid.alpha[-1] / table.grid.alpha[1]
     expected = torch.from_numpy(gain * image).float().expand(2, *SHAPE)
     torch.testing.assert_close(ends[1] - ends[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_of_another_shape_are_refused(options):
+    scheduler = TableauScheduler(**SD, solver="dpm-v3", solver_options=options, spacing="lam")
+    scheduler.set_timesteps(STEPS)
+    for shape in ((2, 4, 8, 8), (2, 4, 1, 4), (2, 3, 4, 4)):
+        x = torch.zeros(shape)
+        with pytest.raises(ValueError, match=r"images of shape \(4, 4, 4\), the state is"):
+            scheduler.step(x, scheduler.timesteps[0], x)
+    law = samplers.from_diffusers_config(SD)[0]
+    table = samplers.build("dpm-v3", fewstep.grid(law, 3, "lam"), **options)
+    with pytest.raises(
+        ValueError, match=r"images of shape \(4, 4, 4\), the state is \(2, 1, 4, 4\)"
+    ):
+        samplers.initial(table, torch.zeros(2, 1, 4, 4))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from fewstep import configs, samplers
 from fewstep.eval.models import NetworkModel
-from fewstep.schedules import VPLinear, grid
+from fewstep.schedules import VPCosine, VPLinear, grid
 from fewstep.search import option
-from fewstep.search.lessons import end_error, taught
+from fewstep.search.lessons import end_error, lessons_of
 from fewstep.search.option import CARD, OptionConfig, find_option, with_option
 from torch import nn
 
@@ -39,10 +41,7 @@ def test_the_best_value_is_found_in_the_deepest_valley(model, tmp_path):
     config = OptionConfig(option="dualfast.strength", low=-1, high=1, nfe=5, **SMALL)
     (found,) = find_option(config, model, tmp_path)
     nodes = grid(LAW, 5, "uniform")
-    search, held_out = (
-        taught(model, nodes, range(2**31 + a, 2**31 + a + 8), teacher="unipc-3", substeps=6)
-        for a in (0, 8)
-    )
+    search, held_out = lessons_of(config, model, nodes)
 
     def error(value, lessons):
         return end_error(samplers.build("unipc-3", nodes, dualfast=value), lessons)
@@ -60,17 +59,56 @@ def test_the_best_value_is_found_in_the_deepest_valley(model, tmp_path):
 
 
 def test_nothing_is_searched_twice(model, tmp_path, monkeypatch):
+    """But what would be found otherwise: other settings, another law, another file of ratios."""
     calls = []
     real = option.searched
     monkeypatch.setattr(option, "searched", lambda *a: calls.append(a[2]) or real(*a))
-    config = OptionConfig(option="compensate", low=0.8, high=1.3, nfe=(3, 4), **SMALL)
-    first = find_option(config, model, tmp_path)
-    assert [each.nfe for each in first] == calls == [3, 4]
-    (again,) = find_option(config.model_copy(update={"nfe": (4,)}), model, tmp_path)
-    assert again == first[1]
-    assert calls == [3, 4]
-    find_option(config.model_copy(update={"high": 1.2, "nfe": (3,)}), model, tmp_path)
-    assert calls == [3, 4, 3]
+    path = tmp_path / "r.json"
+    samplers.Ratios({(n, 1.0): (1.0,) * n for n in (3, 4)}).save(path)
+    options = {"compensate": str(path)}
+    config = OptionConfig(option="dualfast", low=0, high=1, nfe=(3, 4), options=options, **SMALL)
+
+    def asked(given=model, **changes):
+        calls.clear()
+        return find_option(config.model_copy(update=changes), given, tmp_path), [*calls]
+
+    first, did = asked()
+    assert did == [3, 4]
+    assert asked() == (first, [])
+    assert asked(nfe=(4,)) == (first[1:], [])
+    assert asked(batch_size=3)[1] == []
+    assert asked(high=0.9)[1] == [3, 4]
+    assert asked() == (first, [])
+    assert asked(replace(model, schedule=VPCosine()))[1] == [3, 4]
+    samplers.Ratios({(n, 1.0): (1.0,) * (n - 1) + (1.3,) for n in (3, 4)}).save(path)
+    assert asked()[1] == [3, 4]
+
+
+def test_without_means_without_all_that_is_said_inside(model, tmp_path):
+    """The example of the command's help; the card says what to paste."""
+    options = {"dualfast": {"reference": "first"}, "corrector": False}
+    config = OptionConfig(
+        option="dualfast.strength", low=0, high=1, nfe=3, options=options, **SMALL
+    )
+    (found,) = find_option(config, model, tmp_path)
+    _, held_out = lessons_of(config, model, grid(LAW, 3, "uniform"))
+    bare = samplers.build("unipc-3", grid(LAW, 3, "uniform"), corrector=False)
+    assert found.bare == pytest.approx(end_error(bare, held_out))
+    said = (tmp_path / CARD).read_text()
+    assert '{"dualfast": {"reference": "first", "strength": ' in said
+    assert '"corrector": false}' in said
+    assert ("wider" in said) == (found.value in (0, 1))
+
+
+def test_ratios_of_a_file_are_those_of_the_guidance_scale(model, tmp_path):
+    samplers.Ratios({(3, 1.0): (1, 1, 0.5), (3, 2.0): (1, 1, 1.5)}).save(tmp_path / "r.json")
+    options = {"compensate": str(tmp_path / "r.json")}
+    config = OptionConfig(option="dualfast", low=0, high=1, nfe=3, options=options, **SMALL)
+    nodes = grid(LAW, 3, "uniform")
+    for scale, ratio in ((1.0, 0.5), (2.0, 1.5)):
+        table = option.table_with(config, nodes, scale, None)
+        given = samplers.build("unipc-3", nodes, compensate=[1, 1, ratio])
+        assert np.array_equal(table.weights, given.weights)
 
 
 def test_options_inside_others():
