@@ -71,6 +71,24 @@ class State:
         return replace(self, seeds=tuple(int(seed) for seed in seeds))
 
 
+def joined(states: Sequence[State]) -> State:
+    """States at one step of one table as one batch, in their order; ValueError for others."""
+    first = states[0]
+    if len(states) == 1:
+        return first
+    shared = {(each.step, each.live, each.live_noises, *each.memory) for each in states}
+    if len(shared) > 1:
+        raise ValueError("joined: these states are not at one step of one table")
+    return replace(
+        first,
+        x=torch.cat([each.x for each in states]),
+        outputs=tuple(torch.cat(each) for each in zip(*(s.outputs for s in states), strict=True)),
+        noises=tuple(torch.cat(each) for each in zip(*(s.noises for s in states), strict=True)),
+        seeds=tuple([seed for each in states for seed in each.seeds]),
+        memory={name: torch.cat([s.memory[name] for s in states]) for name in first.memory},
+    )
+
+
 # What is run in place of a row at this state, which comes back with what is remembered of it.
 RowMap = Callable[[State, Step], tuple[State, Step]]
 

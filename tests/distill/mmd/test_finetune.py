@@ -224,6 +224,7 @@ def test_features_that_are_all_the_same_have_a_unit_too():
     [
         ({"model": {"id": "tiny"}}, "which real images"),
         ({"solver": "heun", "nfe": 4}, "heun takes 3 evaluations, not 4"),
+        ({"solver": {"name": "ddim", "scale_eps": 1.5}}, "solver.scale_eps: what is saved runs"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path, config, changes, said):

@@ -1,0 +1,182 @@
+"""A stochastic sampler cut into segments, as the drivers see it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..samplers import Denoiser, State, Tableau, advance, initial, noise
+from ..samplers.executor import joined
+from ..samplers.recall import Memory, recall_of
+from ..schedules.grid import Node
+
+# Where a state keeps the prediction of its node, for the step that starts there.
+AHEAD = "ahead"
+# How good samples are, [B]: of clean data, or of what is predicted of them.
+Reward = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Meter:
+    """What was spent: evaluations of the denoiser, one for each sample, and of the reward."""
+
+    evaluations: int = 0
+    rewards: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Who runs which rows: `table` in segments that begin at the nodes `levels`.
+
+    `denoiser(size)` is that of a batch of so many samples, which are all of one kind: of one label,
+    one prompt. Samples are [B, *shape] and begin as noise at node 0. `levels` are where a driver
+    looks at states, chooses among them and parts their ways, node 0 first and node N not among
+    them; by default every node that is not a stage inside a step. At most `batch_size` samples are
+    run at once.
+
+    Raises ValueError for a table that draws no noise in one of the segments (see `restarted` for
+    deterministic solvers), and for levels that are no nodes between steps, in order.
+    """
+
+    table: Tableau
+    denoiser: Callable[[int], Denoiser]
+    shape: tuple[int, ...]
+    levels: tuple[int, ...] = ()
+    batch_size: int = 256
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    meter: Meter = field(default_factory=Meter)
+
+    def __post_init__(self) -> None:
+        table, steps = self.table, [n for n, each in enumerate(self.table.grid.stage) if not each]
+        levels = tuple(self.levels) or tuple(steps[:-1])
+        object.__setattr__(self, "levels", levels)
+        known = set(steps[:-1])
+        if levels[0] != 0 or list(levels) != sorted({*levels}) or not known.issuperset(levels):
+            raise ValueError(
+                f"levels must rise from 0, and be nodes between steps of the {table.grid.nfe} of "
+                f"{table.name}, not {list(levels)}"
+            )
+        for first, last in zip(levels, self.ends, strict=True):
+            if not any(row.draws for row in table.steps[first:last]):
+                raise ValueError(
+                    f"{table.name} draws no noise between nodes {first} and {last}: all that begin "
+                    "there end in one place; take a stochastic solver, or `restarted`"
+                )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Where the segments end."""
+        return (*self.levels[1:], self.table.grid.nfe)
+
+    @property
+    def depth(self) -> int:
+        """How many segments there are."""
+        return len(self.levels)
+
+    def calls(self, level: int) -> int:
+        """Evaluations of one sample in one segment."""
+        return sum(row.call for row in self.table.steps[self.levels[level] : self.ends[level]])
+
+    def begin(self, seeds: Sequence[int]) -> State:
+        """Noise at node 0, by seed."""
+        x = noise(self.table.grid, self.shape, seeds, dtype=self.dtype, device=self.device)
+        return initial(self.table, x, seeds)
+
+    def move(self, state: State, level: int, seeds: Sequence[int]) -> State:
+        """The states at the end of a segment, each by the noise of its seed.
+
+        What was predicted ahead at its first node is not predicted again.
+        """
+        count = self.ends[level] - self.levels[level]
+        if state.step != self.levels[level]:
+            raise ValueError(f"states at node {state.step} do not begin segment {level}")
+        ready = state.reseed(seeds)
+        parts = []
+        for rows in self.batches(len(seeds)):
+            part = ready if len(rows) == len(seeds) else ready.take(rows)
+            parts.append(advance(part, self.metered(len(rows)), self.table, count))
+        return joined(parts)
+
+    def finish(self, state: State, level: int, seeds: Sequence[int]) -> State:
+        """The states at node N, from the beginning of a segment."""
+        for each in range(level, self.depth):
+            state = self.move(state, each, [child(seed, each) for seed in seeds])
+        return state
+
+    @torch.no_grad()
+    def predict(self, state: State) -> tuple[Tensor, State]:
+        """x0 at the node of a state, and the state that remembers it: one evaluation each."""
+        if state.step == self.table.grid.nfe:
+            return state.x, state
+        if AHEAD in state.memory:
+            return state.memory[AHEAD], state
+        node, parts = self.table.grid.nodes[state.step], []
+        for rows in self.batches(len(state.x)):
+            part = state if len(rows) == len(state.x) else state.take(rows)
+            x0, memory = self.metered(len(rows)).recall(part.x, node, part.memory)
+            parts.append((x0, memory))
+        x0 = torch.cat([each for each, _ in parts])
+        names = parts[0][1]
+        memory = {name: torch.cat([each[name] for _, each in parts]) for name in names}
+        return x0, replace(state, memory={**memory, AHEAD: x0})
+
+    def reward_of(self, reward: Reward, x0: Tensor) -> Tensor:
+        """The rewards of samples, float64 [B] on the CPU; ValueError for other shapes and NaN."""
+        self.meter.rewards += len(x0)
+        parts = [reward(x0[rows.start : rows.stop]) for rows in self.batches(len(x0))]
+        found = torch.cat(parts).detach().double().cpu() if parts else torch.zeros(0).double()
+        if found.shape != (len(x0),):
+            raise ValueError(f"a reward is one number a sample, [{len(x0)}], not {found.shape}")
+        if found.isnan().any():
+            raise ValueError("a reward is NaN")
+        return found
+
+    def batches(self, size: int) -> list[range]:
+        """The rows of a batch in parts."""
+        step = self.batch_size
+        return [range(first, min(first + step, size)) for first in range(0, size, step)]
+
+    def metered(self, size: int) -> Metered:
+        """The denoiser of a batch, which counts, and takes what was predicted ahead."""
+        return Metered(self.denoiser(size), self.meter)
+
+    @contextmanager
+    def spent(self) -> Iterator[Meter]:
+        """What is spent inside."""
+        before = (self.meter.evaluations, self.meter.rewards)
+        found = Meter()
+        yield found
+        found.evaluations = self.meter.evaluations - before[0]
+        found.rewards = self.meter.rewards - before[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Metered:
+    """A denoiser that counts its samples, and answers with what was predicted ahead."""
+
+    denoiser: Denoiser
+    meter: Meter
+
+    def __call__(self, x: Tensor, node: Node) -> Tensor:
+        """Predict clean data."""
+        return self.recall(x, node, {})[0]
+
+    def recall(self, x: Tensor, node: Node, memory: Memory) -> tuple[Tensor, Memory]:
+        """Predict clean data, or take what was."""
+        if AHEAD in memory:
+            return memory[AHEAD], {k: v for k, v in memory.items() if k != AHEAD}
+        self.meter.evaluations += len(x)
+        recall = recall_of(self.denoiser)
+        return (self.denoiser(x, node), memory) if recall is None else recall(x, node, memory)
+
+
+def child(seed: int, *place: int) -> int:
+    """The seed of what comes after `seed` at a place; others for all others, below 2^63."""
+    said = ",".join(map(str, (seed, *place))).encode()
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big") >> 1

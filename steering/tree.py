@@ -1,0 +1,317 @@
+"""Diffusion tree sampling and search: what was seen of one rollout tells where to begin the next.
+
+Jain et al. 2025, "Diffusion Tree Sampling: Scalable inference-time alignment of diffusion models".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from ..samplers import State
+from ..samplers.executor import joined
+from ..schedules.base import Float
+from .chain import Chain, Reward, child
+from .weights import Steered, even, log_mean_exp
+
+Select = Literal["boltzmann", "uct"]
+Correction = Literal["none", "ipw"]
+
+
+@dataclass(frozen=True)
+class TreeRules:
+    """How a tree grows.
+
+    A node of N visits has up to `width` N^`widening` children before one of them is gone down:
+    "boltzmann" (DTS) one with probabilities like e^(scale v), "uct" (DTS*) the one of the greatest
+    v + `explore` sqrt(log N / N of the child). `scale` is that of the reward in the law p(x0)
+    e^(scale reward(x0)); infinite, values are maxima.
+
+    Boltzmann trees visit lucky children again and unlucky ones never, so that their values are too
+    low for a very long time. `correction` "ipw" chooses children with at least a share `mixing` of
+    evenly, and weighs what is found by how likely it was to be looked at, which leaves values
+    without bias.
+    """
+
+    scale: float = 1.0
+    select: Select = "boltzmann"
+    width: float = 2.0
+    widening: float = 0.8
+    explore: float = 1.0
+    correction: Correction = "none"
+    mixing: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.select not in get_args(Select) or self.correction not in get_args(Correction):
+            raise ValueError(
+                f"a tree selects by {' or '.join(get_args(Select))}, and its correction is "
+                f"{' or '.join(get_args(Correction))}, not {self.select!r} and {self.correction!r}"
+            )
+        if not (self.width > 0 and 0 < self.widening <= 1 and self.scale >= 0):
+            raise ValueError(
+                f"width {self.width} must be above 0, widening {self.widening} between 0 and 1, "
+                f"scale {self.scale} 0 or more"
+            )
+        if self.correction == "ipw" and (
+            self.select != "boltzmann"
+            or not (0 < self.mixing <= 1)
+            or not 0 < self.scale < math.inf
+        ):
+            raise ValueError(
+                "ipw is for boltzmann, a mixing between 0 and 1, and a finite scale above 0"
+            )
+
+
+@dataclass(eq=False)
+class TreeNode:
+    """A state on some level, and what is known of what comes of it.
+
+    `value` is (1 / scale) log of the mean of e^(scale reward) below it, `visits` how often a
+    rollout came by, `weight` e^(scale value) as the correction knows it, relative to the tree's
+    first reward. The root is on level -1 and has no state; leaves are on the last.
+    """
+
+    level: int
+    parent: int
+    state: State | None
+    value: float = 0.0
+    visits: int = 1
+    weight: float = 1.0
+    children: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Tree:
+    """A tree over the levels of a chain, which grows by `grow` and is drawn from by `draw`.
+
+    `nodes[0]` is the root. `offset` is what weights are relative to.
+    """
+
+    rules: TreeRules
+    seed: int = 0
+    nodes: list[TreeNode] = field(default_factory=lambda: [TreeNode(-1, -1, None)])
+    iterations: int = 0
+    evaluations: int = 0
+    reward_calls: int = 0
+    offset: float = math.nan
+
+    @property
+    def leaves(self) -> list[int]:
+        """The leaves in the order in which they were found."""
+        last = max(node.level for node in self.nodes)
+        return [i for i, node in enumerate(self.nodes) if node.level == last and last >= 0]
+
+    def log_probabilities(self) -> Float:
+        """log P of each of `leaves` under `draw`: e^(scale (r - v of the root)) / prod children."""
+        found = []
+        for i in self.leaves:
+            total, at = 0.0, i
+            while self.nodes[at].parent >= 0:
+                above = self.nodes[self.nodes[at].parent]
+                odds = self.odds(above)
+                total += math.log(odds[above.children.index(at)])
+                at = self.nodes[at].parent
+            found.append(total)
+        return np.array(found)
+
+    def odds(self, node: TreeNode) -> Float:
+        """The probabilities of the children of a node, by their values."""
+        if self.rules.correction == "ipw":
+            weights = np.array([max(self.nodes[c].weight, 0.0) for c in node.children])
+            even_ones = np.full(len(weights), 1 / len(weights))
+            return weights / weights.sum() if weights.sum() > 0 else even_ones
+        values = np.array([self.nodes[c].value for c in node.children])
+        if math.isinf(self.rules.scale):
+            best = values == values.max()
+            return best / best.sum()
+        shares = np.exp(self.rules.scale * (values - values.max()))
+        return np.asarray(shares / shares.sum())
+
+
+@dataclass
+class Visit:
+    """One way down: the nodes gone through, with the chance that each child was chosen by."""
+
+    path: list[int]
+    chances: list[float]
+
+
+def grow(tree: Tree, chain: Chain, reward: Reward, iterations: int, *, batch: int = 1) -> None:
+    """Let a tree grow by so many iterations, in place; it may go on at any time.
+
+    Each goes down from the root to a node that may have another child, draws that, and goes on from
+    it to clean data, every state on the way a node of the tree; the reward there changes the values
+    of all above. With `batch` many ways down are chosen before their rollouts are made together,
+    which is faster and not quite the same: what is on its way counts as visited and has no value.
+    """
+    rng = np.random.default_rng(child(tree.seed, -1, tree.iterations))
+    done = 0
+    while done < iterations:
+        with chain.spent() as spent:
+            visits = [descend(tree, chain, rng) for _ in range(min(batch, iterations - done))]
+            rewards = rolled_out(tree, chain, reward, visits)
+        for visit, found in zip(visits, rewards, strict=True):
+            back_up(tree, visit, found)
+        done += len(visits)
+        tree.iterations += len(visits)
+        tree.evaluations += spent.evaluations
+        tree.reward_calls += spent.rewards
+
+
+def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
+    """Choose a way down, and add the nodes of a rollout where a node may have another child."""
+    rules, path, chances = tree.rules, [0], []
+    at = 0
+    while True:
+        node = tree.nodes[at]
+        if node.level == chain.depth:
+            break
+        if len(node.children) < rules.width * node.visits**rules.widening:
+            # Pending until the rollout is made.
+            for level in range(node.level + 1, chain.depth + 1):
+                tree.nodes.append(TreeNode(level, at, None, value=math.nan))
+                tree.nodes[at].children.append(len(tree.nodes) - 1)
+                at = len(tree.nodes) - 1
+                path.append(at)
+                chances.append(math.nan)
+            break
+        odds = chosen_by(tree, node)
+        pick = int(rng.choice(len(odds), p=odds))
+        at = node.children[pick]
+        path.append(at)
+        chances.append(float(odds[pick]))
+    for each in path[:-1]:
+        tree.nodes[each].visits += 1
+    return Visit(path, chances)
+
+
+def chosen_by(tree: Tree, node: TreeNode) -> Float:
+    """The chances of the children of a node to be gone down; pending ones have none."""
+    rules = tree.rules
+    ready = [not math.isnan(tree.nodes[c].value) for c in node.children]
+    if not any(ready):
+        return np.full(len(ready), 1 / len(ready))
+    values = np.array(
+        [tree.nodes[c].value if r else -math.inf for c, r in zip(node.children, ready, strict=True)]
+    )
+    if rules.select == "uct":
+        visits = np.array([tree.nodes[c].visits for c in node.children])
+        score = values + rules.explore * np.sqrt(np.log(node.visits) / visits)
+        return np.eye(len(score))[int(score.argmax())]
+    if rules.correction == "ipw":
+        weights = np.array(
+            [
+                max(tree.nodes[c].weight, 0.0) if r else 0.0
+                for c, r in zip(node.children, ready, strict=True)
+            ]
+        )
+        odds = weights / weights.sum() if weights.sum() > 0 else np.array(ready) / sum(ready)
+        return (1 - rules.mixing) * odds + rules.mixing * np.array(ready) / sum(ready)
+    if math.isinf(rules.scale):
+        return np.eye(len(values))[int(values.argmax())]
+    shares = np.exp(rules.scale * (values - values.max()))
+    return np.asarray(shares / shares.sum())
+
+
+def rolled_out(tree: Tree, chain: Chain, reward: Reward, visits: list[Visit]) -> list[float]:
+    """Make the states of the new nodes, level by level for all, and return the rewards at the ends.
+
+    Ways down that end at a leaf that is known have its reward.
+    """
+    for level in range(chain.depth + 1):
+        # In order, each once: one may be on the way of several.
+        fresh = {
+            at: tree.nodes[at].parent
+            for visit in visits
+            for at in visit.path
+            if tree.nodes[at].level == level and tree.nodes[at].state is None
+        }
+        if not fresh:
+            continue
+        seeds = [child(tree.seed, at) for at in fresh]
+        if level == 0:
+            states = chain.begin(seeds)
+        else:
+            above = [tree.nodes[parent].state for parent in fresh.values()]
+            states = chain.move(joined([s for s in above if s is not None]), level - 1, seeds)
+        for i, at in enumerate(fresh):
+            tree.nodes[at].state = states.take([i])
+    ends = [visit.path[-1] for visit in visits]
+    new = [at for at in dict.fromkeys(ends) if math.isnan(tree.nodes[at].value)]
+    if new:
+        x = torch.cat([known_state(tree.nodes[at]).x for at in new])
+        for at, found in zip(new, chain.reward_of(reward, x).tolist(), strict=True):
+            tree.nodes[at].value = found
+    return [tree.nodes[at].value for at in ends]
+
+
+def known_state(node: TreeNode) -> State:
+    """The state of a node that has one."""
+    assert node.state is not None
+    return node.state
+
+
+def back_up(tree: Tree, visit: Visit, found: float) -> None:
+    """Change the values of all above the end of a way down."""
+    rules = tree.rules
+    if math.isnan(tree.offset):
+        tree.offset = found
+    corrected = rules.correction == "ipw"
+    sample = math.exp(rules.scale * (found - tree.offset)) if corrected else 1.0
+    if corrected:
+        tree.nodes[visit.path[-1]].weight = sample
+    for at, below, chance in reversed(
+        list(zip(visit.path, visit.path[1:], visit.chances, strict=False))
+    ):
+        node = tree.nodes[at]
+        known = [tree.nodes[c] for c in node.children if not math.isnan(tree.nodes[c].value)]
+        if not corrected:
+            node.value = log_mean_exp(np.array([c.value for c in known]), rules.scale)
+            continue
+        count, each = len(known), tree.nodes[below]
+        if math.isnan(chance):
+            each.weight = sample
+            sample = sum(c.weight for c in known) / count
+        else:
+            gap = sample - each.weight
+            before = sum(c.weight for c in known)
+            each.weight += rules.mixing / count / chance * gap
+            sample = (before + gap / chance) / count
+        mean = sum(c.weight for c in known) / count
+        node.weight = mean if at == 0 else node.weight
+        node.value = math.log(max(mean, 1e-300)) / rules.scale + tree.offset
+
+
+def draw(tree: Tree, count: int, *, seed: int = 0) -> Steered:
+    """Samples of a finished tree, which cost nothing: down from the root by the values.
+
+    "boltzmann" draws children with their odds, so that leaves may come more than once; "uct" takes
+    the best child always. ValueError for a tree without leaves.
+    """
+    if len(tree.nodes) == 1:
+        raise ValueError("this tree has not grown: nothing to draw from")
+    rng = np.random.default_rng(child(seed, tree.seed))
+    found = []
+    for _ in range(count):
+        node = tree.nodes[0]
+        while node.children:
+            odds = tree.odds(node)
+            pick = (
+                int(odds.argmax()) if tree.rules.select == "uct" else rng.choice(len(odds), p=odds)
+            )
+            node = tree.nodes[node.children[pick]]
+        found.append(node)
+    x = torch.cat([known_state(node).x for node in found])
+    rewards = np.array([node.value for node in found])
+    return Steered(
+        x,
+        rewards,
+        even(count),
+        tree.evaluations,
+        tree.reward_calls,
+        tree.nodes[0].value * tree.rules.scale,
+    )

@@ -1,0 +1,166 @@
+"""Trees over a chain whose values are known, and what they are known to get wrong."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from fewstep.steering import Tree, TreeRules, draw, grow
+from fewstep.steering.weights import log_mean_exp
+
+from .chains import LOG_Z, exact_chain, reward
+
+
+def grown(iterations, chain=None, seed=0, batch=1, **rules):
+    chain = exact_chain(5) if chain is None else chain
+    tree = Tree(TreeRules(**rules), seed)
+    grow(tree, chain, reward, iterations, batch=batch)
+    return tree
+
+
+def test_the_root_has_36_children_before_it_is_gone_down():
+    """The published widening: 2 N^.8; 80 of them after 100 rollouts, all of full length."""
+    tree = grown(36)
+    assert len(tree.nodes[0].children) == 36
+    assert tree.evaluations == 36 * 5
+    assert tree.reward_calls == 36
+    grow(tree, exact_chain(5), reward, 1)
+    assert len(tree.nodes[0].children) == 36
+    for width, widening, count in ((2, 0.7, 13), (1, 0.5, 2)):
+        tree = grown(count + 1, width=width, widening=widening)
+        assert len(tree.nodes[0].children) == count
+    assert len(grown(100).nodes[0].children) == 80
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_leaves_are_drawn_by_their_rewards_and_the_children_above_them(scale):
+    """P(leaf) = e^(scale r) / (e^(scale v) prod |children|), for any tree; they add up to 1."""
+    tree = grown(150, scale=scale)
+    logs = tree.log_probabilities()
+    for leaf, found in zip(tree.leaves, logs, strict=True):
+        count, at = 0.0, tree.nodes[leaf].parent
+        while at >= 0:
+            count += math.log(len(tree.nodes[at].children))
+            at = tree.nodes[at].parent
+        expected = scale * (tree.nodes[leaf].value - tree.nodes[0].value) - count
+        assert found == pytest.approx(expected, abs=1e-12)
+    assert np.exp(logs).sum() == pytest.approx(1, abs=1e-12)
+    # And so they are drawn.
+    drawn = draw(tree, 4000, seed=1).rewards
+    values = np.array([tree.nodes[leaf].value for leaf in tree.leaves])
+    mean = np.exp(logs) @ values
+    deviation = np.sqrt(np.exp(logs) @ (values - mean) ** 2)
+    assert drawn.mean() == pytest.approx(mean, abs=4 * deviation / 4000**0.5)
+
+
+def test_values_are_backed_up():
+    """Every value is the mean of exponentials of those below it, also where the mean is one."""
+    for scale in (0.0, 1.0, math.inf):
+        tree = grown(60, scale=scale)
+        for node in tree.nodes:
+            if node.children:
+                below = np.array([tree.nodes[c].value for c in node.children])
+                assert node.value == pytest.approx(log_mean_exp(below, scale), abs=1e-12)
+    best = max(tree.nodes[leaf].value for leaf in tree.leaves)
+    assert tree.nodes[0].value == best
+    assert draw(tree, 3).rewards.tolist() == [best] * 3
+
+
+def test_visits_are_counted_and_all_are_seen():
+    """By UCT every child of a node is seen at least as often as the logarithm of the visits."""
+    tree = grown(300, select="uct", explore=1.0)
+    assert tree.nodes[0].visits == 301
+    for node in tree.nodes:
+        if node.children and node.visits > 20:
+            # Of those that are no newer than the last few.
+            old = node.children[: len(node.children) // 2]
+            assert min(tree.nodes[c].visits for c in old) >= 2
+    # Without a bonus the end of the greatest value.
+    greedy = grown(300, select="uct", explore=0.0, scale=math.inf)
+    ends = [greedy.nodes[leaf].value for leaf in greedy.leaves]
+    assert draw(greedy, 1).rewards[0] == max(ends)
+
+
+def test_growing_twice_is_growing_longer():
+    """A tree may be left and gone on with: as many rollouts, and values of the same kind."""
+    tree = grown(30, seed=4)
+    grow(tree, exact_chain(5), reward, 30)
+    assert (tree.iterations, tree.nodes[0].visits) == (60, 61)
+    assert tree.evaluations <= 60 * 5
+    again = grown(30, seed=4)
+    grow(again, exact_chain(5), reward, 30)
+    assert [n.value for n in again.nodes] == [n.value for n in tree.nodes]
+
+
+def test_many_rollouts_at_once():
+    """What is on its way counts, so that the root is not left with less children."""
+    tree = grown(100, batch=10)
+    assert len(tree.nodes[0].children) == 80
+    assert len(tree.leaves) == 100
+    for node in tree.nodes:
+        assert not math.isnan(node.value)
+        assert node.state is not None or node.parent < 0
+    assert np.exp(tree.log_probabilities()).sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_fixed_trees_are_without_bias():
+    """Four children, two, two: E e^v = Z. A width that never lets a node be gone down, cut off."""
+    ratios = []
+    for seed in range(400):
+        tree = Tree(TreeRules(width=1e9, widening=1.0), seed)
+        chain = exact_chain(3)
+        build_fixed(tree, chain, (4, 2, 2, 1))
+        ratios.append(np.exp(tree.nodes[0].value - LOG_Z))
+    assert np.mean(ratios) == pytest.approx(1, abs=3 * np.std(ratios) / 400**0.5)
+
+
+def build_fixed(tree, chain, fan):
+    """A tree of fixed fan-out, by hand: noise, and as many children of each on every level."""
+    from fewstep.steering.tree import TreeNode
+
+    level = [0]
+    for depth, count in enumerate(fan):
+        fresh = []
+        for at in level:
+            for _ in range(count):
+                tree.nodes.append(TreeNode(depth, at, None))
+                fresh.append(len(tree.nodes) - 1)
+                tree.nodes[at].children.append(fresh[-1])
+        if depth == 0:
+            state = chain.begin(fresh_seeds(tree, fresh))
+        else:
+            parents = [level.index(tree.nodes[at].parent) for at in fresh]
+            state = chain.move(state.take(parents), depth - 1, fresh_seeds(tree, fresh))
+        level = fresh
+    for at, value in zip(level, reward(state.x).tolist(), strict=True):
+        tree.nodes[at].value = value
+    for node in reversed(tree.nodes):
+        if node.children:
+            node.value = log_mean_exp(np.array([tree.nodes[c].value for c in node.children]))
+
+
+def fresh_seeds(tree, fresh):
+    return [tree.seed * 1000 + at for at in fresh]
+
+
+@pytest.mark.slow
+def test_the_documented_bias_and_its_correction():
+    """Values at the root after 2000 rollouts, where 1.125 is right."""
+    for correction, value, tolerance in (("none", 0.61, 0.05), ("ipw", 1.11, 0.08)):
+        found = [grown(2000, seed=s, correction=correction).nodes[0].value for s in range(5)]
+        assert np.mean(found) == pytest.approx(value, abs=tolerance)
+
+
+def test_rules_are_checked():
+    for wrong, match in (
+        ({"select": "best"}, "boltzmann or uct"),
+        ({"widening": 1.5}, "between 0 and 1"),
+        ({"correction": "ipw", "select": "uct"}, "ipw is for boltzmann"),
+        ({"correction": "ipw", "scale": math.inf}, "ipw is for boltzmann"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            TreeRules(**wrong)
+    with pytest.raises(ValueError, match="has not grown"):
+        draw(Tree(TreeRules()), 1)
