@@ -129,3 +129,22 @@ def test_the_page_of_compensation_draws_digits():
     assert names["table"].nfe == 4
     read = fewstep.zoo.mnist_classifier()(names["images"]).argmax(1).tolist()
     assert read == [0, 1, 2, 3]
+
+
+def test_the_page_of_guidance_draws_digits():
+    text = (ROOT / "docs/guidance.md").read_text()
+    names = {}
+    for part in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(part, names)
+        read = fewstep.zoo.mnist_classifier()(names["images"]).argmax(1).tolist()
+        assert sum(a == b for a, b in zip(read, range(8), strict=True)) >= 6
+
+
+def test_the_page_of_steering_finds_what_is_rewarded():
+    names = {}
+    exec(block("docs/steering.md"), names)
+    found, chain = names["found"], names["chain"]
+    assert found.x.shape == (8, 1, 28, 28)
+    assert found.evaluations == 8 * 12
+    bare = fewstep.steering.best_of(chain, names["reward"], 1, count=8)
+    assert found.mean_reward() > bare.mean_reward()

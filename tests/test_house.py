@@ -22,6 +22,7 @@ FLOORS = (
     "schedules",
     "samplers",
     "discrete",
+    "steering",
     "integrations",
     "training",
     "zoo",

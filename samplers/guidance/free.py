@@ -148,7 +148,7 @@ def apg(
     uncond: Denoiser,
     scale: Scale = 7.5,
     *,
-    momentum: float = -0.5,
+    momentum: float = 0.0,
     norm: float = math.inf,
     parallel: float = 0.0,
     name: str = "apg",
@@ -160,8 +160,9 @@ def apg(
 
     for each sample, lengths being those of all its entries. What saturates images lies along c
     (Sadat et al. 2024, "Eliminating Oversaturation and Artifacts of High Guidance Scales in
-    Diffusion Models", algorithm 1). Momentum 0, no norm and parallel 1 are `cfg`. d is remembered
-    with the samples, under `name`: two in one denoiser need two names.
+    Diffusion Models", algorithm 1). Momentum 0, no norm and parallel 1 are `cfg`. The paper's
+    momentum, -0.5, is for many steps; d is remembered with the samples then, under `name`: two in
+    one denoiser need two names.
     """
 
     def rule(ask: Ask) -> Tensor:
