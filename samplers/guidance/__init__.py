@@ -1,5 +1,6 @@
 """Guidance as denoiser wrappers: samplers never see it."""
 
+from .experts import ensemble
 from .free import Scale, apg, autoguidance, cfg, interval, plus_plus, rescaled, zero_star
 from .gradients import classifier, dps, posterior
 from .guided import Ask, Guided
@@ -15,6 +16,7 @@ __all__ = [
     "classifier",
     "dps",
     "dynamic_threshold",
+    "ensemble",
     "interval",
     "plus_plus",
     "posterior",

@@ -1,0 +1,171 @@
+"""One denoiser of several experts, each of which knows a part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ...schedules.grid import Node
+from ..recall import Denoiser
+from ..streams import uniform
+from .guided import Ask, Guided
+
+Mode = Literal["full", "top", "nucleus", "sample", "sample-once", "oracle"]
+# What is remembered of each sample: its expert, how often that changed, its stream.
+EXPERT, SWITCHES, SEED = "expert", "switches", "expert-seed"
+
+
+def ensemble(
+    experts: Sequence[Denoiser],
+    router: Callable[[Tensor, Node], Tensor] | None = None,
+    mode: Mode = "full",
+    *,
+    top: int = 1,
+    mass: float = 0.9,
+    margin: float = 0.0,
+    seeds: Sequence[int] = (),
+    choice: Tensor | None = None,
+) -> Denoiser:
+    """x0 = sum_k r_k(x) x0_k(x), where r_k is the probability that a state belongs to part k.
+
+    `experts` are denoisers of the parts, of networks of any prediction; `router(x, node)` [B, K] is
+    r, positive, which is scaled to add up to 1. With exact experts and p(k | x), which has the size
+    of the parts in it, this is the denoiser of all data, and so it is in eps, v and the score
+    (McAllister et al. 2025, "Decentralized Diffusion Models", eq. 5).
+
+    An expert is asked for those samples only to which it contributes, in one sub-batch:
+
+    - "full": all experts for all samples.
+    - "top": the `top` of the greatest r, which are scaled to add up to 1. With one, a sample keeps
+      its expert unless another's r is greater by more than `margin`.
+    - "nucleus": the fewest that have at least `mass` together.
+    - "sample": one at every node, drawn from r; "sample-once": at the first node, for the whole
+      run. By the streams of `seeds`, one per sample of a run from its beginning.
+    - "oracle": expert `choice` [B] for the whole run, without a router.
+
+    Between experts x0 jumps, and multistep solvers then mix outputs of two: the state of the run
+    counts, in its memory, how often a sample's expert ("expert") changed ("switches").
+
+    Raises ValueError for another mode, a router without K columns, seeds or choices that are not
+    one per sample.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"ensemble: mode is one of {', '.join(get_args(Mode))}, not {mode!r}")
+    if mode != "oracle" and router is None:
+        raise ValueError(f"ensemble: {mode} needs a router")
+    count = len(experts)
+    if not 1 <= top <= count or not 0 < mass <= 1:
+        raise ValueError(f"ensemble: top is 1 to {count} and mass above 0 and at most 1")
+
+    def rule(ask: Ask) -> Tensor:
+        x = ask.x
+        if mode == "oracle":
+            weights = one_hot(kept_choice(ask, choice), count)
+        else:
+            shares = shares_of(router, x, ask.node, count)  # type: ignore[arg-type]
+            if mode == "full":
+                weights = shares
+            elif mode == "nucleus":
+                weights = scaled(shares, nucleus(shares, mass))
+            elif mode == "top" and top > 1:
+                weights = scaled(shares, greatest(shares, top))
+            else:
+                weights = one_hot(one_of(ask, shares, mode, margin, seeds), count)
+        return mixed(ask, experts, weights)
+
+    return Guided(rule)
+
+
+def shares_of(
+    router: Callable[[Tensor, Node], Tensor], x: Tensor, node: Node, count: int
+) -> Tensor:
+    """The router's shares, scaled to add up to 1, [B, K]."""
+    found = router(x, node)
+    if found.shape != (len(x), count):
+        raise ValueError(
+            f"ensemble: a router of {count} experts gives [{len(x)}, {count}], not "
+            f"{list(found.shape)}"
+        )
+    return found / found.sum(1, keepdim=True)
+
+
+def mixed(ask: Ask, experts: Sequence[Denoiser], weights: Tensor) -> Tensor:
+    """sum_k w_k x0_k, each expert asked for the samples where its weight is not zero."""
+    total = torch.zeros_like(ask.x)
+    for k, expert in enumerate(experts):
+        rows = weights[:, k].nonzero()[:, 0]
+        if len(rows) == 0:
+            continue
+        whole = len(rows) == len(ask.x)
+        x0 = expert(ask.x, ask.node) if whole else expert(ask.x[rows], ask.node)
+        share = weights[rows, k].to(total).view(-1, *[1] * (total.ndim - 1))
+        total.index_add_(0, rows, (share * x0).to(total.dtype))
+    return total
+
+
+def one_of(ask: Ask, shares: Tensor, mode: Mode, margin: float, seeds: Sequence[int]) -> Tensor:
+    """One expert for each sample, [B], remembered."""
+    before = ask.memory.get(EXPERT)
+    if mode == "sample-once" and before is not None:
+        return before.to(shares.device)
+    if mode == "top":
+        found = shares.argmax(1)
+        if before is not None:
+            rows = torch.arange(len(shares), device=shares.device)
+            last = before.to(shares.device)
+            better = shares[rows, found] > shares[rows, last] + margin
+            found = torch.where(better, found, last)
+    else:
+        streams = ask.memory.get(SEED)
+        if streams is None:
+            if len(seeds) != len(shares):
+                raise ValueError(f"ensemble: {len(seeds)} seeds for {len(shares)} samples")
+            streams = torch.tensor([int(s) % 2**63 for s in seeds])
+            ask.remember(SEED, streams)
+        u = uniform(streams.tolist(), ask.node.index, shares[:, :1])
+        found = (shares.double().cumsum(1) <= u).sum(1).clamp(max=shares.shape[1] - 1)
+    if before is not None:
+        switches = ask.memory.get(SWITCHES, torch.zeros_like(found))
+        ask.remember(SWITCHES, switches + (found != before.to(found.device)))
+    else:
+        ask.remember(SWITCHES, torch.zeros_like(found))
+    ask.remember(EXPERT, found)
+    return found
+
+
+def kept_choice(ask: Ask, choice: Tensor | None) -> Tensor:
+    """The experts that were given, remembered with the samples."""
+    kept = ask.memory.get(EXPERT)
+    if kept is None:
+        if choice is None or choice.shape != (len(ask.x),):
+            raise ValueError(f"ensemble: oracle needs a choice for each of {len(ask.x)} samples")
+        kept = choice.to(ask.x.device)
+        ask.remember(EXPERT, kept)
+    return kept
+
+
+def one_hot(which: Tensor, count: int) -> Tensor:
+    """Weights of one expert each, float64 [B, K]."""
+    return torch.nn.functional.one_hot(which.long(), count).double()
+
+
+def greatest(shares: Tensor, top: int) -> Tensor:
+    """Where the greatest are, [B, K]."""
+    return torch.zeros_like(shares).scatter(1, shares.topk(top, 1).indices, 1.0)
+
+
+def nucleus(shares: Tensor, mass: float) -> Tensor:
+    """Where the fewest are that have this mass together, [B, K]."""
+    values, order = shares.sort(1, descending=True)
+    # Those before which there is too little.
+    needed = (values.cumsum(1) - values) < mass
+    return torch.zeros_like(shares).scatter(1, order, needed.to(shares))
+
+
+def scaled(shares: Tensor, kept: Tensor) -> Tensor:
+    """The kept shares, scaled to add up to 1."""
+    found = shares * kept
+    return found / found.sum(1, keepdim=True)

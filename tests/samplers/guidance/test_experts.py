@@ -1,0 +1,152 @@
+"""Experts of parts of a mixture, and the router that is right: the mixture again."""
+
+from __future__ import annotations
+
+import fewstep
+import numpy as np
+import pytest
+import torch
+from fewstep.samplers import advance, basis, build, exact, guidance, initial, sample
+from fewstep.samplers.guidance.experts import nucleus
+from fewstep.schedules import EDM, FlowMatching, VPLinear
+
+MEANS = np.array([[1.0, -1, 0], [0.5, 2, 1], [-1, 0.3, 2], [-2, -2, 1]])
+WEIGHTS, STD = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.3, 0.4, 0.35, 0.5])
+WHOLE = exact.mixture(MEANS, WEIGHTS, std=STD)
+PARTS = ((0, 1), (2,), (3,))
+EXPERTS = [exact.mixture(MEANS[[*p]], WEIGHTS[[*p]], std=STD[[*p]]) for p in PARTS]
+
+
+def router(x, node):
+    """p(part | x), the sizes of the parts included."""
+    shares = WHOLE.log_shares(x, node).exp()
+    return torch.stack([shares[:, [*p]].sum(1) for p in PARTS], 1)
+
+
+def x_of(count=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
+
+
+def nodes():
+    for law in (VPLinear(), EDM(), FlowMatching()):
+        yield from fewstep.grid(law, 5, "uniform").nodes[:-1]
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow"])
+def test_exact_experts_and_shares_are_the_whole(prediction):
+    """In every parameterisation; with shares that are even they are not."""
+    x, wrong = x_of(), []
+    for node in nodes():
+        p, q = basis.affine(prediction, node.alpha, node.sigma)
+        ours, whole = (p * x + q * d(x, node) for d in (guidance.ensemble(EXPERTS, router), WHOLE))
+        torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12)
+        even = guidance.ensemble(EXPERTS, lambda x, node: torch.ones(len(x), 3))
+        wrong.append(float((even(x, node) - WHOLE(x, node)).abs().max()))
+    assert max(wrong) > 1e-2
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_what_is_left_out_is_the_known_error(top):
+    """D - D_top = (1 - R) (mean of the rest - mean of the top), R the share of the top."""
+    x = x_of()
+    for node in nodes():
+        shares, each = router(x, node), torch.stack([e(x, node) for e in EXPERTS], 1)
+        order = shares.argsort(1, descending=True)
+        kept = torch.zeros_like(shares).scatter(1, order[:, :top], 1.0)
+        total = (shares * kept).sum(1, keepdim=True)
+        best, rest = (
+            torch.einsum("bk,bkd->bd", shares * part, each)
+            / (shares * part).sum(1, keepdim=True).clamp_min(1e-300)
+            for part in (kept, 1 - kept)
+        )
+        gap = WHOLE(x, node) - guidance.ensemble(EXPERTS, router, "top", top=top)(x, node)
+        torch.testing.assert_close(gap, (1 - total) * (rest - best), rtol=1e-9, atol=1e-12)
+
+
+def test_nucleus_is_the_fewest_with_the_mass():
+    x, node = x_of(), fewstep.grid(VPLinear(), 6, "uniform").nodes[2]
+    shares = router(x, node)
+    for mass in (0.3, 0.9, 1.0):
+        found = nucleus(shares, mass).bool()
+        kept = (shares * found).sum(1)
+        assert (kept >= mass - 1e-12).all()
+        least = torch.where(found, shares, torch.inf).min(1).values
+        assert ((kept - least < mass) | (found.sum(1) == 1)).all()
+    whole = guidance.ensemble(EXPERTS, router, "nucleus", mass=1.0)(x, node)
+    torch.testing.assert_close(whole, WHOLE(x, node), rtol=1e-9, atol=1e-9)
+
+
+def test_experts_are_asked_for_their_samples_only_and_bit_for_bit():
+    x, node = x_of(50), fewstep.grid(VPLinear(), 6, "uniform").nodes[3]
+    asked = []
+
+    def counted(expert):
+        return lambda x, node: asked.append(len(x)) or expert(x, node)
+
+    top = guidance.ensemble([counted(e) for e in EXPERTS], router, "top")
+    found = top(x, node)
+    assert sum(asked) == 50
+    which = router(x, node).argmax(1)
+    dense = torch.stack([e(x, node) for e in EXPERTS], 1)[torch.arange(50), which]
+    assert torch.equal(found, dense)
+
+
+def test_a_run_keeps_and_counts_its_experts():
+    grid = fewstep.grid(VPLinear(), 12, "uniform")
+    table, x = build("unipc-3", grid), x_of(40)
+    top = guidance.ensemble(EXPERTS, router, "top")
+    state = advance(initial(table, x), top, table, 12)
+    assert state.memory["switches"].max() >= 1
+    steady = guidance.ensemble(EXPERTS, router, "top", margin=0.5)
+    calm = advance(initial(table, x), steady, table, 12).memory["switches"]
+    assert calm.sum() < state.memory["switches"].sum()
+    # Cut in two and turned around, it is the same.
+    half = advance(initial(table, x), top, table, 5).take(range(39, -1, -1))
+    end = advance(half, top, table, 7)
+    torch.testing.assert_close(end.x.flip(0), state.x, rtol=1e-9, atol=1e-9)
+    assert torch.equal(end.memory["switches"].flip(0), state.memory["switches"])
+
+
+def test_drawn_experts_come_by_their_shares():
+    """Once for a run: an expert for each sample, in the proportion of the parts at noise."""
+    grid = fewstep.grid(EDM(), 10, "karras")
+    table, count = build("dpmpp-2m", grid), 3000
+    x = 80 * torch.randn(count, 3, generator=torch.Generator().manual_seed(0)).double()
+    once = guidance.ensemble(EXPERTS, router, "sample-once", seeds=range(count))
+    state = advance(initial(table, x), once, table, 10)
+    shares = np.bincount(state.memory["expert"], minlength=3) / count
+    np.testing.assert_allclose(shares, [0.7, 0.2, 0.1], atol=4 * 0.5 / count**0.5)
+    assert state.memory["switches"].max() == 0
+    near = router(state.x, grid.nodes[-2]).argmax(1)
+    assert (near == state.memory["expert"]).double().mean() > 0.95
+    each = guidance.ensemble(EXPERTS, router, "sample", seeds=range(count))
+    assert advance(initial(table, x), each, table, 10).memory["switches"].max() > 1
+    # A stream belongs to its sample, whatever the batch.
+    part = guidance.ensemble(EXPERTS, router, "sample", seeds=range(100, 110))
+    whole = sample(each, table, x)
+    torch.testing.assert_close(sample(part, table, x[100:110]), whole[100:110])
+
+
+def test_an_oracle_needs_no_router():
+    grid = fewstep.grid(VPLinear(), 6, "uniform")
+    table, x = build("ddim", grid), x_of(6)
+    choice = torch.tensor([0, 1, 2, 0, 1, 2])
+    found = sample(guidance.ensemble(EXPERTS, mode="oracle", choice=choice), table, x)
+    for i, k in enumerate(choice.tolist()):
+        alone = sample(EXPERTS[k], table, x[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], alone)
+
+
+def test_what_is_wrong_is_said():
+    x, node = x_of(), fewstep.grid(VPLinear(), 6, "uniform").nodes[2]
+    for options, match in (
+        ({"mode": "best"}, "mode is one of full, top"),
+        ({"mode": "top", "top": 4}, "top is 1 to 3"),
+        ({"mode": "sample", "seeds": [1]}, "1 seeds for 7 samples"),
+        ({"mode": "oracle"}, "a choice for each of 7"),
+        ({"router": None}, "full needs a router"),
+        ({"router": lambda x, node: torch.ones(len(x), 2)}, r"gives \[7, 3\], not \[7, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            guidance.ensemble(EXPERTS, **{"router": router, **options})(x, node)
