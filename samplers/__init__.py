@@ -28,12 +28,13 @@ from .pndm import pndm
 from .ratios import Ratios
 from .recall import Denoiser
 from .registry import Solver, build, build_within, solver, solvers
+from .restarts import restarted
 from .runge_kutta import dpm2, heun, rho_rk
 from .sa import sa
 from .streams import noise, random_labels
 from .suggest_shift import Suggestion, suggest_time_shift
 from .tableau import Expanded, Tableau, TooFewEvaluations
-from .teleport import gaussian_flow, skip_time, teleport
+from .teleport import boost, gaussian_flow, skip_time, teleport
 from .time_shift import TimeShift, scale_eps, time_shift
 from .trace import trace
 from .transforms import analytic_first_step, compensate, dualfast
@@ -61,6 +62,7 @@ __all__ = [
     "adams",
     "advance",
     "analytic_first_step",
+    "boost",
     "build",
     "build_within",
     "compensate",
@@ -94,6 +96,7 @@ __all__ = [
     "noise",
     "pndm",
     "random_labels",
+    "restarted",
     "rho_rk",
     "sa",
     "sample",

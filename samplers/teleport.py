@@ -89,6 +89,23 @@ def beginning(schedule: Schedule) -> Grid:
     return Grid.from_times(schedule, [schedule.t_max, schedule.t_zero])
 
 
+def boost(factor: float) -> StateHook:
+    """The `start` of boost-and-skip: noise of `factor` times the deviation of states there.
+
+    For a grid that begins late (`grid(schedule, nfe, t_max=skip_time(..))`) and a stochastic
+    solver: x = factor sqrt(alpha^2 + sigma^2) z. Along directions in which the data vary much the
+    run remembers it, and ends in places where data are rare: on N(0, v), with alpha^2 + sigma^2 = 1
+    and s = alpha^2 v + sigma^2, the exact reverse process ends with variance (alpha v factor / s)^2
+    + v sigma^2 / s, and the probability flow with factor^2 v / s. Um and Ye 2025, "Boost-and-Skip:
+    A Simple Guidance-Free Diffusion for Minority Generation": factors 2.5 to 4, 3 of 250 steps.
+    """
+
+    def start(x: Tensor, node: Node) -> Tensor:
+        return x * (factor * math.hypot(node.alpha, node.sigma) / node.sigma)
+
+    return start
+
+
 def teleport(
     data: Mixture, source: Node, labels: Tensor | None = None, steps: int = 50
 ) -> StateHook:

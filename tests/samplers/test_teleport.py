@@ -9,7 +9,7 @@ import torch
 from fewstep import samplers
 from fewstep.samplers import exact
 from fewstep.samplers.teleport import beginning, gaussian_flow, skip_time, teleport
-from fewstep.schedules import EDM
+from fewstep.schedules import EDM, VPLinear
 from scipy.integrate import solve_ivp
 
 from .problems import SCHEDULES
@@ -227,3 +227,21 @@ def test_published_grids_with_steps_dropped():
         assert rest.sigma[0] == pytest.approx(sigma, rel=2e-3)
         np.testing.assert_allclose(rest.sigma, whole.tail(dropped).sigma, rtol=1e-9)
         assert samplers.build("heun", rest).nfe == nfe
+
+
+@pytest.mark.parametrize(("name", "variance"), [("ddim", 4.81), ("ddpm", 0.3034)])
+def test_boosted_noise_is_remembered_where_the_data_vary(name, variance):
+    """N(0, .3), begun at alpha = .05 with 4 times the noise: the flow, and the reverse process."""
+    law, v = VPLinear(), 0.3
+    lams = np.linspace(np.log(0.05 / (1 - 0.05**2) ** 0.5), float(law.lam(law.t_min)), 4001)
+    table = samplers.build(name, fewstep.Grid.from_lams(law, lams))
+    node = table.grid.nodes[0]
+    noise = torch.full((1, 1), node.sigma, dtype=torch.float64)
+    found = float(samplers.boost(4.0)(noise, node)) ** 2
+    assert found == pytest.approx(16.0)
+    table = table.in_basis("x0")
+    for n, here in enumerate(table.grid.nodes[:-1]):
+        gain = here.alpha * v / (here.alpha**2 * v + here.sigma**2)
+        factor = table.carry[n] + table.weights[n, n] * gain
+        found = factor**2 * found + table.noise[n, n] ** 2
+    assert found == pytest.approx(variance, rel=5e-3)
