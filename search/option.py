@@ -113,9 +113,10 @@ def find_option(
             progress(done, len(wanted), f"NFE {nfe}, guidance {scale:g}")
             kept = {"key": key, **asdict(searched(config, model, nfe, scale))}
             records.append(kept)
+            # The card comes in the end: of a search that was stopped this is what counts.
             write_json(path, {"found": records})
         found.append(told(kept))
-        written(config, model, found, folder)
+    written(config, model, found, folder)
     return found
 
 

@@ -66,7 +66,8 @@ def test_nothing_is_searched_twice(model, tmp_path, monkeypatch):
     path = tmp_path / "r.json"
     samplers.Ratios({(n, 1.0): (1.0,) * n for n in (3, 4)}).save(path)
     options = {"compensate": str(path)}
-    config = OptionConfig(option="dualfast", low=0, high=1, nfe=(3, 4), options=options, **SMALL)
+    sizes = {"samples": 2, "held_out": 1, "substeps": 2, "points": 3}
+    config = OptionConfig(option="dualfast", low=0, high=1, nfe=(3, 4), options=options, **sizes)
 
     def asked(given=model, **changes):
         calls.clear()

@@ -36,7 +36,7 @@ def test_the_root_has_36_children_before_it_is_gone_down():
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_leaves_are_drawn_by_their_rewards_and_the_children_above_them(scale):
     """P(leaf) = e^(scale r) / (e^(scale v) prod |children|), for any tree; they add up to 1."""
-    tree = grown(150, scale=scale)
+    tree = grown(80, scale=scale)
     logs = tree.log_probabilities()
     for leaf, found in zip(tree.leaves, logs, strict=True):
         count, at = 0.0, tree.nodes[leaf].parent
@@ -47,11 +47,11 @@ def test_leaves_are_drawn_by_their_rewards_and_the_children_above_them(scale):
         assert found == pytest.approx(expected, abs=1e-12)
     assert np.exp(logs).sum() == pytest.approx(1, abs=1e-12)
     # And so they are drawn.
-    drawn = draw(tree, 4000, seed=1).rewards
+    drawn = draw(tree, 1000, seed=1).rewards
     values = np.array([tree.nodes[leaf].value for leaf in tree.leaves])
     mean = np.exp(logs) @ values
     deviation = np.sqrt(np.exp(logs) @ (values - mean) ** 2)
-    assert drawn.mean() == pytest.approx(mean, abs=4 * deviation / 4000**0.5)
+    assert drawn.mean() == pytest.approx(mean, abs=4 * deviation / 1000**0.5)
 
 
 def test_values_are_backed_up():
@@ -69,15 +69,15 @@ def test_values_are_backed_up():
 
 def test_visits_are_counted_and_all_are_seen():
     """By UCT every child of a node is seen at least as often as the logarithm of the visits."""
-    tree = grown(300, select="uct", explore=1.0)
-    assert tree.nodes[0].visits == 301
+    tree = grown(120, select="uct", explore=1.0)
+    assert tree.nodes[0].visits == 121
     for node in tree.nodes:
         if node.children and node.visits > 20:
             # Of those that are no newer than the last few.
             old = node.children[: len(node.children) // 2]
             assert min(tree.nodes[c].visits for c in old) >= 2
     # Without a bonus the end of the greatest value.
-    greedy = grown(300, select="uct", explore=0.0, scale=math.inf)
+    greedy = grown(100, select="uct", explore=0.0, scale=math.inf)
     ends = [greedy.nodes[leaf].value for leaf in greedy.leaves]
     assert draw(greedy, 1).rewards[0] == max(ends)
 

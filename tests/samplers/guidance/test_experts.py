@@ -111,7 +111,7 @@ def test_a_run_keeps_and_counts_its_experts():
 def test_drawn_experts_come_by_their_shares():
     """Once for a run: an expert for each sample, in the proportion of the parts at noise."""
     grid = fewstep.grid(EDM(), 10, "karras")
-    table, count = build("dpmpp-2m", grid), 3000
+    table, count = build("dpmpp-2m", grid), 1000
     x = 80 * torch.randn(count, 3, generator=torch.Generator().manual_seed(0)).double()
     once = guidance.ensemble(EXPERTS, router, "sample-once", seeds=range(count))
     state = advance(initial(table, x), once, table, 10)
