@@ -4,6 +4,7 @@ from .experts import ensemble
 from .free import Scale, apg, autoguidance, cfg, interval, plus_plus, rescaled, zero_star
 from .gradients import classifier, dps, posterior
 from .guided import Ask, Guided
+from .minority import level_at, minority_score, self_guided
 from .threshold import dynamic_threshold, thresholded
 
 __all__ = [
@@ -18,9 +19,12 @@ __all__ = [
     "dynamic_threshold",
     "ensemble",
     "interval",
+    "level_at",
+    "minority_score",
     "plus_plus",
     "posterior",
     "rescaled",
+    "self_guided",
     "thresholded",
     "zero_star",
 ]
