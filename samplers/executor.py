@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schedules.grid import Node
 from .program import Step
-from .recall import Denoiser, Memory, recall_of
+from .recall import STREAMS, Denoiser, Memory, recall_of
 from .streams import standard_normal
 from .sums import check_fits, combine, mix
 from .tableau import Tableau
@@ -65,10 +65,14 @@ class State:
         return self.take([i for i in range(len(self.x)) for _ in range(n)])
 
     def reseed(self, seeds: Sequence[int]) -> State:
-        """The same state with other streams for the noise still to be drawn."""
+        """The same state with other streams for the noise still to be drawn, by denoisers too."""
         if len(seeds) != len(self.x):
             raise ValueError(f"{len(seeds)} seeds for a batch of {len(self.x)}")
-        return replace(self, seeds=tuple(int(seed) for seed in seeds))
+        fresh = tuple(int(seed) for seed in seeds)
+        if STREAMS not in self.memory:
+            return replace(self, seeds=fresh)
+        streams = torch.tensor([seed % 2**63 for seed in fresh])
+        return replace(self, seeds=fresh, memory={**self.memory, STREAMS: streams})
 
 
 def joined(states: Sequence[State]) -> State:

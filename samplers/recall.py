@@ -16,6 +16,10 @@ Memory = Mapping[str, Tensor]
 Denoiser = Callable[[Tensor, Node], Tensor]
 
 
+# Where denoisers that draw find the stream of each sample, int64 [B]; `State.reseed` changes it.
+STREAMS = "streams"
+
+
 def recall_of(denoiser: Denoiser) -> Callable[[Tensor, Node, Memory], tuple[Tensor, Memory]] | None:
     """The method of a denoiser that remembers; None for one that does not."""
     found: Any = getattr(denoiser, "recall", None)

@@ -17,50 +17,54 @@ def restarted(
 ) -> Tableau:
     """A deterministic solver that goes back to more noise at some nodes, and on from there.
 
-    At node k of `levels` (all nodes by default) the state is noised to lam - `back` by the forward
-    process, and the solver takes all steps up to the next level from there, so that each level
-    begins a run of its own, without the outputs before it:
+    At node k of `levels` (all but the first by default) the state is noised to lam - `back` by the
+    forward process, and the solver takes all steps up to the next level from there, so that each
+    level begins a run of its own, without the outputs before it:
 
         x' = (alpha' / alpha) x + sqrt(sigma'^2 - (alpha' / alpha)^2 sigma^2) z
 
     which keeps the law of every node (Xu et al. 2023, "Restart Sampling for Improving Generative
-    Processes"), not further back than the schedule begins. At node 0 it is fresh noise. It costs no
-    evaluation: the steps up to the next level are longer by what was gone back. meta["levels"] are
-    the levels' nodes in this table.
+    Processes"), not further back than the schedule begins. It costs no evaluation: the steps up to
+    the next level are longer by what was gone back. meta["levels"] are the levels' nodes in this
+    table.
 
-    Raises ValueError for a solver that draws noise, for levels that do not rise from 0, and a grid
-    without a schedule.
+    Raises ValueError for a solver that draws noise, for levels that do not rise, and a grid without
+    a schedule.
     """
     law = grid.require_schedule()
-    starts = list(levels) or list(range(grid.nfe))
-    if starts[0] != 0 or starts != sorted({*starts}) or starts[-1] >= grid.nfe or back <= 0:
-        raise ValueError(
-            f"restarted: levels rise from 0 and end below {grid.nfe}, not {starts}; back is above 0"
-        )
+    starts = list(levels) or list(range(1, grid.nfe))
+    if (
+        starts != sorted({*starts})
+        or not 0 < min(starts, default=1) <= max(starts, default=1) < grid.nfe
+    ):
+        raise ValueError(f"restarted: levels rise from 1 to {grid.nfe - 1}, not {starts}")
+    if back <= 0:
+        raise ValueError(f"restarted: back is above 0, not {back}")
     most = float(law.lam(law.t_max))
-    parts, lam, stage = [], [], []
-    for first, last in zip(starts, [*starts[1:], grid.nfe], strict=True):
+    tables, lam, stage = [], [], []
+    for first, last in zip([0, *starts], [*starts, grid.nfe], strict=True):
         there = max(float(grid.lam[first]) - back, most) if first else float(grid.lam[0])
         inner = stretched(grid.lam[first : last + 1], there)
         table = build(solver, Grid.from_lams(law, inner), **options)
         if table.stochastic:
             raise ValueError(f"restarted: {solver} draws noise itself")
-        parts.append(table.in_basis("x0").numeric())
-        lam += [grid.lam[first], *table.grid.lam[:-1]]
+        tables.append(table.in_basis("x0").numeric())
         # What is noisier than the level is inside it.
         inside = table.grid.stage | (table.grid.lam <= grid.lam[first])
-        stage += [False, True, *inside[1:-1]]
+        lam += [grid.lam[first], *table.grid.lam[:-1]] if first else [*table.grid.lam[:-1]]
+        stage += [False, True, *inside[1:-1]] if first else [*table.grid.stage[:-1]]
     nodes = grid.with_nodes(np.array([*lam, grid.lam[-1]]), np.array([*stage, False]))
     n = nodes.nfe
     carry, weights, noise, bias = np.zeros(n), np.zeros((n, n)), np.zeros((n, n)), np.zeros(n)
     at, places = 0, []
-    for table in parts:
-        places.append(at)
-        alpha, sigma = nodes.alpha[at : at + 2], nodes.sigma[at : at + 2]
-        kept = alpha[1] / alpha[0] if at and alpha[0] else 0.0
-        carry[at] = kept
-        noise[at, at] = np.sqrt(max(sigma[1] ** 2 - (kept * sigma[0]) ** 2, 0.0))
-        rows = slice(at + 1, at + 1 + table.grid.nfe)
+    for table in tables:
+        if at:
+            alpha, sigma = nodes.alpha[at : at + 2], nodes.sigma[at : at + 2]
+            carry[at] = kept = alpha[1] / alpha[0]
+            noise[at, at] = np.sqrt(max(sigma[1] ** 2 - (kept * sigma[0]) ** 2, 0.0))
+            places.append(at)
+            at += 1
+        rows = slice(at, at + table.grid.nfe)
         carry[rows], weights[rows, rows], bias[rows] = table.carry, table.weights, table.bias
         at = rows.stop
     meta = {"levels": places, "back": back}

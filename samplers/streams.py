@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -78,6 +79,14 @@ def uniform(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
     for row, bits in zip(u, counters(seeds, draw), strict=True):
         bits.random(out=row)
     return torch.from_numpy(u).to(device=like.device)
+
+
+def salted(seeds: Sequence[int], purpose: str) -> list[int]:
+    """Other streams for another purpose, one for each: what is drawn from them is independent."""
+    return [
+        int.from_bytes(blake2b(f"{int(seed)},{purpose}".encode(), digest_size=8).digest(), "big")
+        for seed in seeds
+    ]
 
 
 def matching(seeds: Sequence[int], like: Tensor) -> None:

@@ -96,8 +96,9 @@ def boost(factor: float) -> StateHook:
     solver: x = factor sqrt(alpha^2 + sigma^2) z. Along directions in which the data vary much the
     run remembers it, and ends in places where data are rare: on N(0, v), with alpha^2 + sigma^2 = 1
     and s = alpha^2 v + sigma^2, the exact reverse process ends with variance (alpha v factor / s)^2
-    + v sigma^2 / s, and the probability flow with factor^2 v / s. Um and Ye 2025, "Boost-and-Skip:
-    A Simple Guidance-Free Diffusion for Minority Generation": factors 2.5 to 4, 3 of 250 steps.
+    + v sigma^2 / s, and the probability flow with factor^2 v / s. Um, Kim and Ye 2025,
+    "Boost-and-Skip: A Simple Guidance-Free Diffusion for Minority Generation": factors 2.5 to 4, 3
+    of 250 steps.
     """
 
     def start(x: Tensor, node: Node) -> Tensor:

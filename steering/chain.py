@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..samplers import Denoiser, State, Tableau, advance, initial, noise
 from ..samplers.executor import joined
-from ..samplers.recall import Memory, recall_of
+from ..samplers.recall import STREAMS, Memory, recall_of
 from ..schedules.grid import Node
 
 # Where a state keeps the prediction of its node, for the step that starts there.
@@ -34,10 +35,11 @@ class Chain:
     """Who runs which rows: `table` in segments that begin at the nodes `levels`.
 
     `denoiser(size)` is that of a batch of so many samples, which are all of one kind: of one label,
-    one prompt. Samples are [B, *shape] and begin as noise at node 0. `levels` are where a driver
-    looks at states, chooses among them and parts their ways, node 0 first and node N not among
-    them; by default every node that is not a stage inside a step. At most `batch_size` samples are
-    run at once.
+    one prompt. Samples are [B, *shape] and begin as noise at node 0; a denoiser that draws finds
+    their streams in memory. `levels` are where a driver looks at states, chooses among them and
+    parts their ways; where the first is not node 0, the rows before it belong to the beginning. By
+    default they are all nodes between steps from which a step draws noise. At most `batch_size`
+    samples are run at once.
 
     Raises ValueError for a table that draws no noise in one of the segments (see `restarted` for
     deterministic solvers), and for levels that are no nodes between steps, in order.
@@ -54,20 +56,31 @@ class Chain:
 
     def __post_init__(self) -> None:
         table, steps = self.table, [n for n, each in enumerate(self.table.grid.stage) if not each]
-        levels = tuple(self.levels) or tuple(steps[:-1])
+        levels = tuple(self.levels) or tuple(
+            first for first, last in pairwise(steps) if self.draws(first, last)
+        )
         object.__setattr__(self, "levels", levels)
-        known = set(steps[:-1])
-        if levels[0] != 0 or list(levels) != sorted({*levels}) or not known.issuperset(levels):
+        if list(levels) != sorted({*levels}) or not {*steps[:-1]}.issuperset(levels):
             raise ValueError(
-                f"levels must rise from 0, and be nodes between steps of the {table.grid.nfe} of "
+                f"levels must rise, and be nodes between steps of the {table.grid.nfe} of "
                 f"{table.name}, not {list(levels)}"
             )
-        for first, last in zip(levels, self.ends, strict=True):
-            if not any(row.draws for row in table.steps[first:last]):
-                raise ValueError(
-                    f"{table.name} draws no noise between nodes {first} and {last}: all that begin "
-                    "there end in one place; take a stochastic solver, or `restarted`"
-                )
+        pairs = list(zip(levels, self.ends, strict=True)) if levels else [(0, table.grid.nfe)]
+        silent = [pair for pair in pairs if not self.draws(*pair)]
+        if silent:
+            first, last = silent[0]
+            raise ValueError(
+                f"{table.name} draws no noise between nodes {first} and {last}: all that begin "
+                "there end in one place; take a stochastic solver or `restarted`, and other levels"
+            )
+
+    def calls(self, level: int) -> int:
+        """Evaluations of one sample in one segment."""
+        return sum(row.call for row in self.table.steps[self.levels[level] : self.ends[level]])
+
+    def draws(self, first: int, last: int) -> bool:
+        """Whether any of the rows draws noise."""
+        return any(row.draws for row in self.table.steps[first:last])
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -79,29 +92,35 @@ class Chain:
         """How many segments there are."""
         return len(self.levels)
 
-    def calls(self, level: int) -> int:
-        """Evaluations of one sample in one segment."""
-        return sum(row.call for row in self.table.steps[self.levels[level] : self.ends[level]])
-
     def begin(self, seeds: Sequence[int]) -> State:
-        """Noise at node 0, by seed."""
+        """The states at the first level, from noise at node 0 by seed."""
         x = noise(self.table.grid, self.shape, seeds, dtype=self.dtype, device=self.device)
-        return initial(self.table, x, seeds)
+        streams = torch.tensor([seed % 2**63 for seed in seeds])
+        state = replace(initial(self.table, x, seeds), memory={STREAMS: streams})
+        return self.run(state, self.levels[0])
+
+    def run(self, state: State, rows: int) -> State:
+        """So many rows, in batches."""
+        with torch.no_grad():
+            parts = [
+                advance(part, self.metered(len(part.x)), self.table, rows)
+                for part in self.split(state)
+            ]
+        return joined(parts)
+
+    def split(self, state: State) -> list[State]:
+        """A state in batches."""
+        rows = self.batches(len(state.x))
+        return [state] if len(rows) == 1 else [state.take(each) for each in rows]
 
     def move(self, state: State, level: int, seeds: Sequence[int]) -> State:
         """The states at the end of a segment, each by the noise of its seed.
 
         What was predicted ahead at its first node is not predicted again.
         """
-        count = self.ends[level] - self.levels[level]
         if state.step != self.levels[level]:
             raise ValueError(f"states at node {state.step} do not begin segment {level}")
-        ready = state.reseed(seeds)
-        parts = []
-        for rows in self.batches(len(seeds)):
-            part = ready if len(rows) == len(seeds) else ready.take(rows)
-            parts.append(advance(part, self.metered(len(rows)), self.table, count))
-        return joined(parts)
+        return self.run(state.reseed(seeds), self.ends[level] - self.levels[level])
 
     def finish(self, state: State, level: int, seeds: Sequence[int]) -> State:
         """The states at node N, from the beginning of a segment."""
@@ -111,31 +130,34 @@ class Chain:
 
     @torch.no_grad()
     def predict(self, state: State) -> tuple[Tensor, State]:
-        """x0 at the node of a state, and the state that remembers it: one evaluation each."""
+        """x0 at the node of a state, and the state that remembers it: one evaluation each.
+
+        Where the row there asks the network, that is not done again.
+        """
         if state.step == self.table.grid.nfe:
             return state.x, state
-        if AHEAD in state.memory:
-            return state.memory[AHEAD], state
-        node, parts = self.table.grid.nodes[state.step], []
-        for rows in self.batches(len(state.x)):
-            part = state if len(rows) == len(state.x) else state.take(rows)
-            x0, memory = self.metered(len(rows)).recall(part.x, node, part.memory)
-            parts.append((x0, memory))
-        x0 = torch.cat([each for each, _ in parts])
-        names = parts[0][1]
-        memory = {name: torch.cat([each[name] for _, each in parts]) for name in names}
+        node = self.table.grid.nodes[state.step]
+        found = [
+            self.metered(len(part.x)).recall(part.x, node, part.memory)
+            for part in self.split(state)
+        ]
+        x0 = torch.cat([each for each, _ in found])
+        if not self.table.steps[state.step].call:
+            # What is next asked is another state.
+            return x0, state
+        memory = {name: torch.cat([each[name] for _, each in found]) for name in found[0][1]}
         return x0, replace(state, memory={**memory, AHEAD: x0})
 
     def reward_of(self, reward: Reward, x0: Tensor) -> Tensor:
-        """The rewards of samples, float64 [B] on the CPU; ValueError for other shapes and NaN."""
+        """The rewards of samples, float64 [B] on the CPU.
+
+        ValueError for another shape, and for what is not finite: of a constraint take a number that
+        is far below all others for what breaks it.
+        """
         self.meter.rewards += len(x0)
-        parts = [reward(x0[rows.start : rows.stop]) for rows in self.batches(len(x0))]
-        found = torch.cat(parts).detach().double().cpu() if parts else torch.zeros(0).double()
-        if found.shape != (len(x0),):
-            raise ValueError(f"a reward is one number a sample, [{len(x0)}], not {found.shape}")
-        if found.isnan().any():
-            raise ValueError("a reward is NaN")
-        return found
+        with torch.no_grad():
+            parts = [reward(x0[rows.start : rows.stop]) for rows in self.batches(len(x0))]
+        return checked(torch.cat(parts), len(x0))
 
     def batches(self, size: int) -> list[range]:
         """The rows of a batch in parts."""
@@ -174,6 +196,20 @@ class Metered:
         self.meter.evaluations += len(x)
         recall = recall_of(self.denoiser)
         return (self.denoiser(x, node), memory) if recall is None else recall(x, node, memory)
+
+
+def checked(values: Tensor, count: int) -> Tensor:
+    """Rewards as float64 [count] on the CPU; see `Chain.reward_of`."""
+    if values.shape != (count,):
+        raise ValueError(f"a reward is one number a sample, [{count}], not {list(values.shape)}")
+    found = values.detach().double().cpu()
+    if not found.isfinite().all():
+        bad = found[~found.isfinite()][0].item()
+        raise ValueError(
+            f"a reward is {bad}: rewards are finite; for what is not to be, take a number that is "
+            "far below all others"
+        )
+    return found
 
 
 def child(seed: int, *place: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..samplers import State, advance
 from ..samplers.executor import joined
 from ..samplers.streams import standard_normal
 from ..schedules.base import Float
-from .chain import AHEAD, Chain, Reward, child
+from .chain import AHEAD, Chain, Reward, checked, child
 from .weights import Steered, effective, even, log_mean_exp, normalised, systematic
 
 Potential = Literal["diff", "max", "add"]
@@ -93,16 +94,25 @@ def smc(
     "diff" and rewards that can be derived. `temper(level)`, rising to 1, multiplies F on the way
     (Kim et al. 2025, "Test-time Alignment of Diffusion Models without Reward Over-optimization").
 
-    Raises ValueError for another potential, and for `twisted` where levels are not all nodes.
+    Raises ValueError for another potential, and for `twisted` where a segment draws noise elsewhere
+    than in its first row, or rewards have no gradient.
     """
     if potential not in get_args(Potential):
         raise ValueError(f"potential is one of {', '.join(get_args(Potential))}, not {potential!r}")
-    if twisted and (potential != "diff" or len(chain.levels) < chain.table.grid.nfe):
-        raise ValueError("twisted: for the potential diff, and levels at all nodes of the table")
+    if twisted and potential != "diff":
+        raise ValueError("twisted: for the potential diff")
+    for first, last in zip(chain.levels, chain.ends, strict=True):
+        if twisted and (not chain.draws(first, first + 1) or chain.draws(first + 1, last)):
+            raise ValueError(
+                f"twisted: noise is drawn between nodes {first} and {last} elsewhere than in the "
+                "first row; leave levels out, and take a solver that draws in every step"
+            )
     rng = np.random.default_rng(child(seed, -1))
     log_z = 0.0
     nothing: Float = np.zeros(particles)
     tally, worth, log_weights = nothing, nothing, nothing
+    if potential == "max":
+        tally = nothing - np.inf
     with chain.spent() as spent:
         state = chain.begin([child(seed, i) for i in range(particles)])
         slope: Tensor | None = None
@@ -115,7 +125,7 @@ def smc(
                 x0, state = chain.predict(state)
                 rewards = chain.reward_of(reward, x0).numpy()
             if twisted or level:
-                tally, after = climbed(potential, tally, worth, rewards, factor, level == 0)
+                tally, after = climbed(potential, tally, worth, rewards, factor)
                 log_weights, worth = log_weights + after - worth, after
                 if effective(log_weights) < threshold * particles:
                     log_z += log_mean_exp(log_weights)
@@ -137,52 +147,60 @@ def smc(
 
 
 def climbed(
-    potential: Potential, tally: Float, worth: Float, rewards: Float, factor: float, first: bool
+    potential: Potential, tally: Float, worth: Float, rewards: Float, factor: float
 ) -> tuple[Float, Float]:
     """The greatest reward, or the sum, so far, and what particles are worth now."""
     if potential == "diff":
         return rewards, factor * rewards
-    if potential == "max":
-        tally = rewards if first else np.maximum(tally, rewards)
-    else:
-        tally = tally + rewards
+    tally = np.maximum(tally, rewards) if potential == "max" else tally + rewards
     return tally, worth + factor * tally
 
 
 def sloped(chain: Chain, reward: Reward, state: State) -> tuple[Float, Tensor, State]:
     """Rewards of the x0 predicted of a state, their gradients, and the state that remembers it."""
-    node, values, slopes, predicted = chain.table.grid.nodes[state.step], [], [], []
-    for rows in chain.batches(len(state.x)):
-        part = state.take(rows)
+    node = chain.table.grid.nodes[state.step]
+    values, slopes, memories = [], [], []
+    for part in chain.split(state):
         with torch.enable_grad():
             x = part.x.detach().requires_grad_()
-            x0, _ = chain.metered(len(rows)).recall(x, node, {})
+            x0, memory = chain.metered(len(x)).recall(x, node, part.memory)
             value = reward(x0)
+            if not value.requires_grad:
+                raise ValueError(
+                    "twisted: the reward of what the denoiser predicts has no gradient: one of the "
+                    "two is detached from the state"
+                )
             slopes.append(torch.autograd.grad(value.sum(), x)[0])
         values.append(value.detach())
-        predicted.append(x0.detach())
+        memories.append({**memory, AHEAD: x0.detach()})
     chain.meter.rewards += len(state.x)
-    memory = {**state.memory, AHEAD: torch.cat(predicted)}
-    found = torch.cat(values).double().cpu().numpy()
+    memory = {name: torch.cat([each[name].detach() for each in memories]) for name in memories[0]}
+    found = checked(torch.cat(values), len(state.x)).numpy()
     return found, torch.cat(slopes), replace(state, memory=memory)
 
 
+@torch.no_grad()
 def moved(
     chain: Chain, state: State, level: int, seeds: list[int], slope: Tensor
 ) -> tuple[State, Float]:
-    """A step whose noise z is moved to z + s g, and log p - log q: - s g z - s^2 g^2 / 2.
+    """A segment whose first noise z is moved to z + s g, and log p - log q: - s g z - s^2 g^2 / 2.
 
     s is what the row multiplies its own noise with.
     """
-    push = float(chain.table.noise[level, level]) * slope
-    ready, ratios, parts = state.reseed(seeds), [], []
-    for rows in chain.batches(len(seeds)):
-        part, shift = ready.take(rows), push[rows.start : rows.stop].to(state.x)
-        z = standard_normal(part.seeds, level, part.x)
-        ratios.append(-(shift * z).flatten(1).sum(1) - shift.square().flatten(1).sum(1) / 2)
-        drawn = z + shift
-        denoiser = chain.metered(len(rows))
-        parts.append(
-            advance(part, denoiser, chain.table, 1, noise=lambda k, x, drawn=drawn: drawn)  # type: ignore[misc]
-        )
-    return joined(parts), torch.cat(ratios).double().cpu().numpy()
+    first = chain.levels[level]
+    push = float(chain.table.noise[first, first]) * slope
+    ready = state.reseed(seeds)
+    z = standard_normal(ready.seeds, first, ready.x)
+    drawn, parts = z + push, []
+    for rows, part in zip(chain.batches(len(seeds)), chain.split(ready), strict=True):
+        own = drawn[rows.start : rows.stop]
+        denoiser, count = chain.metered(len(rows)), chain.ends[level] - first
+        after = advance(part, denoiser, chain.table, count, noise=partial(given, own))
+        parts.append(after)
+    ratio = -(push * z).flatten(1).sum(1) - push.square().flatten(1).sum(1) / 2
+    return joined(parts), ratio.double().cpu().numpy()
+
+
+def given(z: Tensor, draw: int, x: Tensor) -> Tensor:
+    """A noise that is known."""
+    return z

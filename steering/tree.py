@@ -18,6 +18,8 @@ from ..schedules.base import Float
 from .chain import Chain, Reward, child
 from .weights import Steered, even, log_mean_exp
 
+# How far above what it is relative to the logarithm of a weight may be.
+FAR = 300.0
 Select = Literal["boltzmann", "uct"]
 Correction = Literal["none", "ipw"]
 
@@ -71,8 +73,8 @@ class TreeNode:
     """A state on some level, and what is known of what comes of it.
 
     `value` is (1 / scale) log of the mean of e^(scale reward) below it, `visits` how often a
-    rollout came by, `weight` e^(scale value) as the correction knows it, relative to the tree's
-    first reward. The root is on level -1 and has no state; leaves are on the last.
+    rollout came by, `weight` e^(scale value) as the correction knows it, relative to that of the
+    tree's offset. The root is on level -1 and has no state; leaves are on the last.
     """
 
     level: int
@@ -80,7 +82,7 @@ class TreeNode:
     state: State | None
     value: float = 0.0
     visits: int = 1
-    weight: float = 1.0
+    weight: float = math.nan
     children: list[int] = field(default_factory=list)
 
 
@@ -106,17 +108,18 @@ class Tree:
         return [i for i, node in enumerate(self.nodes) if node.level == last and last >= 0]
 
     def log_probabilities(self) -> Float:
-        """log P of each of `leaves` under `draw`: e^(scale (r - v of the root)) / prod children."""
-        found = []
-        for i in self.leaves:
-            total, at = 0.0, i
-            while self.nodes[at].parent >= 0:
-                above = self.nodes[self.nodes[at].parent]
-                odds = self.odds(above)
-                total += math.log(odds[above.children.index(at)])
-                at = self.nodes[at].parent
-            found.append(total)
-        return np.array(found)
+        """log P of each of `leaves` under `draw`.
+
+        Without a correction e^(scale (r - v of the root)) / prod |children|.
+        """
+        known = {0: 0.0}
+        for i, node in enumerate(self.nodes):
+            if node.children:
+                with np.errstate(divide="ignore"):
+                    logs = np.log(self.odds(node))
+                for at, each in zip(node.children, logs.tolist(), strict=True):
+                    known[at] = known[i] + each
+        return np.array([known[i] for i in self.leaves])
 
     def odds(self, node: TreeNode) -> Float:
         """The probabilities of the children of a node, by their values."""
@@ -148,11 +151,14 @@ def grow(tree: Tree, chain: Chain, reward: Reward, iterations: int, *, batch: in
     of all above. With `batch` many ways down are chosen before their rollouts are made together,
     which is faster and not quite the same: what is on its way counts as visited and has no value.
     """
-    rng = np.random.default_rng(child(tree.seed, -1, tree.iterations))
     done = 0
     while done < iterations:
+        rngs = [
+            np.random.default_rng(child(tree.seed, -1, tree.iterations + i))
+            for i in range(min(batch, iterations - done))
+        ]
         with chain.spent() as spent:
-            visits = [descend(tree, chain, rng) for _ in range(min(batch, iterations - done))]
+            visits = [descend(tree, chain, rng) for rng in rngs]
             rewards = rolled_out(tree, chain, reward, visits)
         for visit, found in zip(visits, rewards, strict=True):
             back_up(tree, visit, found)
@@ -192,7 +198,11 @@ def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
 def chosen_by(tree: Tree, node: TreeNode) -> Float:
     """The chances of the children of a node to be gone down; pending ones have none."""
     rules = tree.rules
-    ready = [not math.isnan(tree.nodes[c].value) for c in node.children]
+    corrected = rules.correction == "ipw"
+    ready = [
+        not math.isnan(tree.nodes[c].weight if corrected else tree.nodes[c].value)
+        for c in node.children
+    ]
     if not any(ready):
         return np.full(len(ready), 1 / len(ready))
     values = np.array(
@@ -202,7 +212,7 @@ def chosen_by(tree: Tree, node: TreeNode) -> Float:
         visits = np.array([tree.nodes[c].visits for c in node.children])
         score = values + rules.explore * np.sqrt(np.log(node.visits) / visits)
         return np.eye(len(score))[int(score.argmax())]
-    if rules.correction == "ipw":
+    if corrected:
         weights = np.array(
             [
                 max(tree.nodes[c].weight, 0.0) if r else 0.0
@@ -257,33 +267,50 @@ def known_state(node: TreeNode) -> State:
 
 def back_up(tree: Tree, visit: Visit, found: float) -> None:
     """Change the values of all above the end of a way down."""
-    rules = tree.rules
-    if math.isnan(tree.offset):
-        tree.offset = found
-    corrected = rules.correction == "ipw"
-    sample = math.exp(rules.scale * (found - tree.offset)) if corrected else 1.0
-    if corrected:
-        tree.nodes[visit.path[-1]].weight = sample
-    for at, below, chance in reversed(
-        list(zip(visit.path, visit.path[1:], visit.chances, strict=False))
-    ):
+    if tree.rules.correction == "ipw":
+        back_up_corrected(tree, visit, found)
+        return
+    for at in reversed(visit.path[:-1]):
         node = tree.nodes[at]
-        known = [tree.nodes[c] for c in node.children if not math.isnan(tree.nodes[c].value)]
-        if not corrected:
-            node.value = log_mean_exp(np.array([c.value for c in known]), rules.scale)
-            continue
-        count, each = len(known), tree.nodes[below]
-        if math.isnan(chance):
+        values = np.array([tree.nodes[c].value for c in node.children])
+        node.value = log_mean_exp(values[~np.isnan(values)], tree.rules.scale)
+
+
+def back_up_corrected(tree: Tree, visit: Visit, found: float) -> None:
+    """The same without bias: what came of a child weighs by the chance that it was looked at."""
+    scale, mixing = tree.rules.scale, tree.rules.mixing
+    relative_to(tree, found)
+    sample = math.exp(scale * (found - tree.offset))
+    tree.nodes[visit.path[-1]].weight = sample
+    steps = list(zip(visit.path, visit.path[1:], visit.chances, strict=False))
+    for at, below, chance in reversed(steps):
+        node, each = tree.nodes[at], tree.nodes[below]
+        fresh = math.isnan(chance)
+        if fresh:
             each.weight = sample
-            sample = sum(c.weight for c in known) / count
+        known = [tree.nodes[c].weight for c in node.children]
+        known = [weight for weight in known if not math.isnan(weight)]
+        mean = sum(known) / len(known)
+        if fresh:
+            sample = mean
         else:
             gap = sample - each.weight
-            before = sum(c.weight for c in known)
-            each.weight += rules.mixing / count / chance * gap
-            sample = (before + gap / chance) / count
-        mean = sum(c.weight for c in known) / count
-        node.weight = mean if at == 0 else node.weight
-        node.value = math.log(max(mean, 1e-300)) / rules.scale + tree.offset
+            step = mixing / len(known) / chance * gap
+            each.weight += step
+            sample = mean + gap / chance / len(known)
+            mean += step / len(known)
+        node.value = math.log(max(mean, 1e-300)) / scale + tree.offset
+
+
+def relative_to(tree: Tree, found: float) -> None:
+    """Keep weights within the range of numbers: relative to a reward that none is far above."""
+    if math.isnan(tree.offset):
+        tree.offset = found
+    elif tree.rules.scale * (found - tree.offset) > FAR:
+        factor = math.exp(max(tree.rules.scale * (tree.offset - found), -700.0))
+        for node in tree.nodes:
+            node.weight *= factor
+        tree.offset = found
 
 
 def draw(tree: Tree, count: int, *, seed: int = 0) -> Steered:

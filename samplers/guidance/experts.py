@@ -14,8 +14,8 @@ from ..streams import uniform
 from .guided import Ask, Guided
 
 Mode = Literal["full", "top", "nucleus", "sample", "sample-once", "oracle"]
-# What is remembered of each sample: its expert, how often that changed, its stream.
-EXPERT, SWITCHES, SEED = "expert", "switches", "expert-seed"
+# What is remembered of each sample: its expert, and how often that changed.
+EXPERT, SWITCHES = "expert", "switches"
 
 
 def ensemble(
@@ -28,6 +28,7 @@ def ensemble(
     margin: float = 0.0,
     seeds: Sequence[int] = (),
     choice: Tensor | None = None,
+    name: str = "",
 ) -> Denoiser:
     """x0 = sum_k r_k(x) x0_k(x), where r_k is the probability that a state belongs to part k.
 
@@ -47,7 +48,8 @@ def ensemble(
     - "oracle": expert `choice` [B] for the whole run, without a router.
 
     Between experts x0 jumps, and multistep solvers then mix outputs of two: the state of the run
-    counts, in its memory, how often a sample's expert ("expert") changed ("switches").
+    counts, in its memory, how often a sample's expert ("expert") changed ("switches"); two in one
+    denoiser need two names, which go before these.
 
     Raises ValueError for another mode, a router without K columns, seeds or choices that are not
     one per sample.
@@ -63,7 +65,7 @@ def ensemble(
     def rule(ask: Ask) -> Tensor:
         x = ask.x
         if mode == "oracle":
-            weights = one_hot(kept_choice(ask, choice), count)
+            weights = one_hot(kept_choice(ask, choice, name), count)
         else:
             shares = shares_of(router, x, ask.node, count)  # type: ignore[arg-type]
             if mode == "full":
@@ -73,7 +75,7 @@ def ensemble(
             elif mode == "top" and top > 1:
                 weights = scaled(shares, greatest(shares, top))
             else:
-                weights = one_hot(one_of(ask, shares, mode, margin, seeds), count)
+                weights = one_hot(one_of(ask, shares, mode, margin, seeds, name), count)
         return mixed(ask, experts, weights)
 
     return Guided(rule)
@@ -99,16 +101,21 @@ def mixed(ask: Ask, experts: Sequence[Denoiser], weights: Tensor) -> Tensor:
         rows = weights[:, k].nonzero()[:, 0]
         if len(rows) == 0:
             continue
-        whole = len(rows) == len(ask.x)
-        x0 = expert(ask.x, ask.node) if whole else expert(ask.x[rows], ask.node)
+        if len(rows) == len(ask.x):
+            x0 = ask(expert)
+        else:
+            ask.one_level("an ensemble")
+            x0 = ask.part(expert, rows)
         share = weights[rows, k].to(total).view(-1, *[1] * (total.ndim - 1))
         total.index_add_(0, rows, (share * x0).to(total.dtype))
     return total
 
 
-def one_of(ask: Ask, shares: Tensor, mode: Mode, margin: float, seeds: Sequence[int]) -> Tensor:
+def one_of(
+    ask: Ask, shares: Tensor, mode: Mode, margin: float, seeds: Sequence[int], name: str
+) -> Tensor:
     """One expert for each sample, [B], remembered."""
-    before = ask.memory.get(EXPERT)
+    before = ask.memory.get(name + EXPERT)
     if mode == "sample-once" and before is not None:
         return before.to(shares.device)
     if mode == "top":
@@ -119,31 +126,25 @@ def one_of(ask: Ask, shares: Tensor, mode: Mode, margin: float, seeds: Sequence[
             better = shares[rows, found] > shares[rows, last] + margin
             found = torch.where(better, found, last)
     else:
-        streams = ask.memory.get(SEED)
-        if streams is None:
-            if len(seeds) != len(shares):
-                raise ValueError(f"ensemble: {len(seeds)} seeds for {len(shares)} samples")
-            streams = torch.tensor([int(s) % 2**63 for s in seeds])
-            ask.remember(SEED, streams)
-        u = uniform(streams.tolist(), ask.node.index, shares[:, :1])
+        u = uniform(ask.streams(seeds, f"{name}ensemble"), ask.node.index, shares[:, :1])
         found = (shares.double().cumsum(1) <= u).sum(1).clamp(max=shares.shape[1] - 1)
     if before is not None:
-        switches = ask.memory.get(SWITCHES, torch.zeros_like(found))
-        ask.remember(SWITCHES, switches + (found != before.to(found.device)))
+        switches = ask.memory.get(name + SWITCHES, torch.zeros_like(found))
+        ask.remember(name + SWITCHES, switches + (found != before.to(found.device)))
     else:
-        ask.remember(SWITCHES, torch.zeros_like(found))
-    ask.remember(EXPERT, found)
+        ask.remember(name + SWITCHES, torch.zeros_like(found))
+    ask.remember(name + EXPERT, found)
     return found
 
 
-def kept_choice(ask: Ask, choice: Tensor | None) -> Tensor:
+def kept_choice(ask: Ask, choice: Tensor | None, name: str) -> Tensor:
     """The experts that were given, remembered with the samples."""
-    kept = ask.memory.get(EXPERT)
+    kept = ask.memory.get(name + EXPERT)
     if kept is None:
         if choice is None or choice.shape != (len(ask.x),):
             raise ValueError(f"ensemble: oracle needs a choice for each of {len(ask.x)} samples")
         kept = choice.to(ask.x.device)
-        ask.remember(EXPERT, kept)
+        ask.remember(name + EXPERT, kept)
     return kept
 
 

@@ -35,7 +35,7 @@ def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale = 7.5) -> Denoiser:
         return cond
 
     def rule(ask: Ask) -> Tensor:
-        w = scale(ask.node) if callable(scale) else scale
+        w = scale_at(ask, scale)
         return ask(cond) if w == 1 else ask(uncond).lerp(ask(cond), w)
 
     return Guided(rule)
@@ -103,7 +103,7 @@ def rescaled(
     """
 
     def rule(ask: Ask) -> Tensor:
-        w = scale(ask.node) if callable(scale) else scale
+        w = scale_at(ask, scale)
         c = ask(cond)
         if w == 1:
             return c
@@ -125,14 +125,15 @@ def zero_star(
 
         m = s m_u + scale (m_c - s m_u),   s = <m_c, m_u> / |m_u|^2 of each sample
 
-    in the velocity `prediction`, which is 0 at the first `zero_steps` nodes (Fan et al. 2025,
+    in the velocity `prediction`, which is 0 at the first `zero_steps` nodes, stages inside steps
+    included (Fan et al. 2025,
     "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", eq. 8 and 9).
     """
 
     def rule(ask: Ask) -> Tensor:
         if ask.node.index < zero_steps:
             return clean(ask, ask.x * 0, prediction)
-        w = scale(ask.node) if callable(scale) else scale
+        w = scale_at(ask, scale)
         c = ask(cond)
         if w == 1:
             return c
@@ -166,7 +167,7 @@ def apg(
     """
 
     def rule(ask: Ask) -> Tensor:
-        w = scale(ask.node) if callable(scale) else scale
+        w = scale_at(ask, scale)
         c = ask(cond)
         if w == 1:
             return c
@@ -181,6 +182,14 @@ def apg(
         return c + (w - 1) * (d - along + parallel * along)
 
     return Guided(rule)
+
+
+def scale_at(ask: Ask, scale: Scale) -> float:
+    """The scale at the node."""
+    if not callable(scale):
+        return scale
+    ask.one_level("a scale by node")
+    return scale(ask.node)
 
 
 def predicted(ask: Ask, x0: Tensor, prediction: Basis) -> Tensor:

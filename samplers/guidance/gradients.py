@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...schedules.grid import Node
 from ..recall import Denoiser
-from .free import Scale
+from .free import Scale, scale_at
 from .guided import Ask, Guided
 
 
@@ -28,13 +28,13 @@ def classifier(
     """
 
     def rule(ask: Ask) -> Tensor:
-        w, x0 = scale(ask.node) if callable(scale) else scale, ask(denoiser)
+        w, x0 = scale_at(ask, scale), ask(denoiser)
         if w == 0:
             return x0
         with torch.enable_grad():
             x = ask.x.detach().requires_grad_()
             (slope,) = torch.autograd.grad(log_prob(x, ask.node).sum(), x)
-        return x0 + w * gain(ask.node) * slope.to(x0.dtype)
+        return x0 + w * gain(ask) * slope.to(x0.dtype)
 
     return Guided(rule)
 
@@ -55,7 +55,7 @@ def dps(
     """
 
     def rule(ask: Ask) -> Tensor:
-        w = scale(ask.node) if callable(scale) else scale
+        w = scale_at(ask, scale)
         if w == 0:
             return ask(denoiser)
         with torch.enable_grad():
@@ -63,7 +63,7 @@ def dps(
             x0 = ask(denoiser, x)
             gap = (observed.to(x0) - measure(x0)).square().sum()
             (slope,) = torch.autograd.grad(-gap / (2 * std**2), x)
-        return (x0 + w * gain(ask.node) * slope).detach()
+        return (x0 + w * gain(ask) * slope).detach()
 
     return Guided(rule)
 
@@ -76,7 +76,8 @@ def posterior(denoiser: Denoiser, matrix: Tensor, observed: Tensor, std: float) 
     exact where x0 given x is normal, as for normal data. `matrix` A is [M, D] on the D entries of a
     sample, `observed` y is [M] or [B, M]. M gradients through the network an evaluation (Tweedie's
     second formula; Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems",
-    takes a number for C; Boys et al. 2023, "Tweedie Moment Projected Diffusions", takes this).
+    takes a number for C; Boys et al. 2023, "Tweedie Moment Projected Diffusions for
+    Inverse Problems", takes this).
     """
 
     def rule(ask: Ask) -> Tensor:
@@ -89,7 +90,7 @@ def posterior(denoiser: Denoiser, matrix: Tensor, observed: Tensor, std: float) 
                 torch.autograd.grad(each.sum(), x, retain_graph=True)[0].flatten(1)
                 for each in seen.unbind(1)
             ]
-        spread = gain(ask.node) * torch.stack(slopes, 1)
+        spread = gain(ask) * torch.stack(slopes, 1)
         total = spread @ matrix.to(x0).T
         total = total + std**2 * torch.eye(len(matrix)).to(total)
         gap = (observed.to(x0) - seen.detach()).expand(len(x0), -1)
@@ -100,8 +101,10 @@ def posterior(denoiser: Denoiser, matrix: Tensor, observed: Tensor, std: float) 
     return Guided(rule)
 
 
-def gain(node: Node) -> float:
+def gain(ask: Ask) -> float:
     """sigma^2 / alpha: what a term of the score is in x0."""
+    ask.one_level("guidance by gradients")
+    node = ask.node
     if node.alpha == 0:
         raise ValueError(
             f"node {node.index} is pure noise (alpha = 0): no state there says anything about x0, "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...schedules.grid import Node
-from ..recall import Denoiser, Memory, recall_of
+from ..recall import STREAMS, Denoiser, Memory, recall_of
+from ..streams import salted
 
 
 class Ask:
@@ -28,6 +31,41 @@ class Ask:
             return denoiser(x, self.node)
         x0, self.memory = recall(x, self.node, self.memory)
         return x0
+
+    def part(self, denoiser: Denoiser, rows: Tensor) -> Tensor:
+        """The x0 of some of the samples, with what is remembered of these."""
+        recall = recall_of(denoiser)
+        if recall is None:
+            return denoiser(self.x[rows], self.node)
+        own = {name: each[rows.to(each.device)] for name, each in self.memory.items()}
+        x0, after = recall(self.x[rows], self.node, own)
+        for name, each in after.items():
+            whole = self.memory.get(name)
+            if whole is None:
+                whole = each.new_zeros((len(self.x), *each.shape[1:]))
+            whole = whole.clone()
+            whole[rows.to(whole.device)] = each
+            self.remember(name, whole)
+        return x0
+
+    def streams(self, seeds: Sequence[int], purpose: str) -> list[int]:
+        """A stream for each sample, its own for every purpose; `seeds` where none is known yet.
+
+        A stream stays with its sample; ValueError for seeds that are not one per sample.
+        """
+        known = self.memory.get(STREAMS)
+        if known is None:
+            if len(seeds) != len(self.x):
+                raise ValueError(f"{purpose}: {len(seeds)} seeds for {len(self.x)} samples")
+            known = torch.tensor([int(seed) % 2**63 for seed in seeds])
+            self.remember(STREAMS, known)
+        return salted(known.tolist(), purpose)
+
+    def one_level(self, what: str) -> None:
+        """ValueError where every sample is at a time of its own."""
+        level: Any = self.node.alpha
+        if isinstance(level, Tensor):
+            raise ValueError(f"{what}: samples at times of their own (a shift) have no one level")
 
     def remember(self, name: str, value: Tensor) -> None:
         """Keep a tensor [B, ...] for the next evaluation of these samples."""

@@ -15,14 +15,13 @@ from torch import Tensor
 from ...schedules import Schedule
 from ...schedules.grid import Grid, Node
 from ..recall import Denoiser
-from ..streams import standard_normal
-from .free import Scale, per_sample
+from ..streams import salted, standard_normal
+from .free import Scale, per_sample, scale_at
 from .gradients import gain
 from .guided import Ask, Guided
 
 # Between samples, [B]: squared error, or one of features.
 Distance = Callable[[Tensor, Tensor], Tensor]
-SEED = "minority-seed"
 
 
 def squared(a: Tensor, b: Tensor) -> Tensor:
@@ -51,9 +50,10 @@ def minority_score(
     samples are ambiguous (`level_at(schedule, 0.6 t_max)`, as published): near the data all are
     reconstructed, near noise none is.
     """
+    streams = salted(seeds, "minority")
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for draw in range(draws):
-        z = standard_normal(seeds, draw, x0)
+        z = standard_normal(streams, draw, x0)
         with torch.no_grad():
             found = denoiser(node.alpha * x0 + node.sigma * z, node)
         total += distance(x0, found).double()
@@ -76,28 +76,23 @@ def self_guided(
     at the level alpha', sigma' of `node`, with one noise z of each sample's stream an evaluation;
     the gradient goes through x0(x), and not through the second evaluation. At every `every`-th node
     (Um and Ye 2024, "Self-Guided Generation of Minority Samples Using Diffusion Models", eq. 8 and
-    9): two evaluations there, one of them with a gradient. `seeds` are of a run from its beginning;
-    streams stay with the samples.
+    9): two evaluations there, one of them with a gradient. `seeds` are of a run from its beginning,
+    where its state has no streams for denoisers yet; streams stay with the samples.
     """
 
     def rule(ask: Ask) -> Tensor:
-        w = scale(ask.node) if callable(scale) else scale
+        w = scale_at(ask, scale)
         if w == 0 or ask.node.index % every:
             return ask(denoiser)
-        streams = ask.memory.get(SEED)
-        if streams is None:
-            if len(seeds) != len(ask.x):
-                raise ValueError(f"self_guided: {len(seeds)} seeds for {len(ask.x)} samples")
-            streams = torch.tensor([int(seed) % 2**63 for seed in seeds])
-            ask.remember(SEED, streams)
+        streams = ask.streams(seeds, "self-guided")
         with torch.enable_grad():
             x = ask.x.detach().requires_grad_()
             x0 = ask(denoiser, x)
-            z = standard_normal(streams.tolist(), ask.node.index, x0.detach())
+            z = standard_normal(streams, ask.node.index, x0.detach())
             with torch.no_grad():
                 again = denoiser(node.alpha * x0 + node.sigma * z, node)
             (slope,) = torch.autograd.grad(distance(x0, again).sum(), x)
         largest = per_sample(slope.flatten(1).abs().amax(1), slope).clamp_min(1e-30)
-        return x0.detach() + w * gain(ask.node) * slope / largest
+        return x0.detach() + w * gain(ask) * slope / largest
 
     return Guided(rule)

@@ -34,7 +34,7 @@ FITTED = Ratios.fitted({(n, s): ratios_of(n, s) for n in (5, 6, 8, 10) for s in 
 
 @pytest.mark.parametrize("nfe", PUBLISHED)
 def test_the_published_coefficients(nfe):
-    assert packaged() == ["sd21"]
+    assert packaged() == ["mnist", "sd21"]
     np.testing.assert_allclose(Ratios.load("sd21").at(nfe, 7.5), PUBLISHED[nfe], atol=5e-4)
 
 
@@ -116,3 +116,14 @@ def test_bad_files_are_refused(tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="NFE 5 at guidance 1"):
         Ratios.load(path)
+
+
+def test_the_digits_have_theirs():
+    """Of twelve searches, and one of the polynomial between."""
+    ratios = Ratios.load("mnist")
+    assert len(ratios.found) == 12
+    assert ratios.first == 2
+    between = ratios.at(7, 3.0)
+    assert between[:2] == (1, 1)
+    near = [r for scale in (2.0, 4.0) for n in (6, 8) for r in ratios.at(n, scale)]
+    assert min(near) - 0.1 < min(between) < max(between) < max(near) + 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fewstep.samplers import build, exact
+from fewstep.samplers import build, exact, guidance
 from fewstep.schedules import grid
 from fewstep.steering import Chain, best_of, smc, svdd, systematic
 from fewstep.steering.weights import effective, log_mean_exp
@@ -88,10 +88,52 @@ def test_twisted_particles_are_moved_and_weighed_back():
     assert moved.weights @ moved.x[:, 0].numpy() == pytest.approx(1.5, abs=0.15)
     slowly = smc(chain, reward, 512, twisted=True, temper=lambda n: n / 10, seed=5)
     assert slowly.weights @ slowly.x[:, 0].numpy() == pytest.approx(1.5, abs=0.2)
-    with pytest.raises(ValueError, match="levels at all nodes"):
+    with pytest.raises(ValueError, match="elsewhere than in the first row"):
         smc(exact_chain(10, (0, 4)), reward, 8, twisted=True)
+    with pytest.raises(ValueError, match="has no gradient"):
+        smc(chain, lambda x: x[:, 0].detach(), 8, twisted=True)
     with pytest.raises(ValueError, match="diff, max, add"):
         smc(chain, reward, 8, potential="sum")
+
+
+def test_rewards_below_zero_choose_among_particles():
+    """Logarithms of probabilities are; their maximum so far is not 0."""
+    chain = exact_chain(6)
+
+    def run(**options):
+        return smc(chain, lambda x: -3 * (x[:, 0] - 2) ** 2, 256, seed=1, **options)
+
+    bare = run(threshold=0.0)
+    for potential in ("diff", "max", "add"):
+        found = run(potential=potential)
+        assert not torch.equal(found.x, bare.x)
+        # Among those that come near, weighed or not.
+        assert found.x.mean() > bare.x.mean() + 0.5
+
+
+def test_denoisers_that_draw_have_streams_of_their_own_for_every_child():
+    """And what remembers goes on remembering, twisted or not; no graphs are left."""
+    normal, seen = exact.gaussian([0.0], std=1.0), []
+
+    def rule(ask):
+        count = ask.memory.get("count", torch.zeros(len(ask.x)))
+        seen.append((count.clone(), ask.streams([], "mine")))
+        ask.remember("count", count + 1)
+        return ask(normal) + learned * 0
+
+    learned = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    plain = exact_chain(4)
+    chain = Chain(plain.table, lambda size: guidance.Guided(rule), (1,), dtype=torch.float64)
+    for twisted in (False, True):
+        seen.clear()
+        found = smc(chain, reward, 5, twisted=twisted, threshold=0.0)
+        assert [count.tolist() for count, _ in seen] == [[n] * 5 for n in range(4)]
+        assert all(len({*streams}) == 5 for _, streams in seen)
+        assert not found.x.requires_grad
+    seen.clear()
+    state = chain.begin([7])
+    chain.move(state.repeat(3), 0, [1, 2, 3])
+    assert len({*seen[0][1]}) == 3
 
 
 def test_the_best_child_goes_on():
@@ -123,14 +165,22 @@ def test_multistep_solvers_keep_their_history_with_each_particle():
 def test_what_cannot_be_driven_is_said():
     law = grid(LAW, 4, "uniform")
     normal = exact.gaussian([0.0], std=1.0)
-    with pytest.raises(ValueError, match="ddim draws no noise between nodes 0 and 1"):
+    with pytest.raises(ValueError, match="ddim draws no noise between nodes 0 and 4"):
         Chain(build("ddim", law), lambda size: normal, (1,))
-    with pytest.raises(ValueError, match="levels must rise from 0"):
-        exact_chain(5, (1, 3))
+    with pytest.raises(ValueError, match="ddpm draws no noise between nodes 3 and 4"):
+        Chain(build("ddpm", law), lambda size: normal, (1,), (0, 3))
+    with pytest.raises(ValueError, match="levels must rise"):
+        exact_chain(5, (3, 1))
+    # A last step without noise belongs to the one before it; what is before is the beginning.
+    chain = Chain(build("ddpm", law), lambda size: normal, (1,))
+    assert (chain.levels, chain.ends) == ((0, 1, 2), (1, 2, 4))
+    late = exact_chain(5, (2, 4))
+    assert late.begin([1]).step == 2
     with pytest.raises(ValueError, match="one number a sample"):
         best_of(exact_chain(2), lambda x: x, 2)
-    with pytest.raises(ValueError, match="NaN"):
-        best_of(exact_chain(2), lambda x: x[:, 0] * float("nan"), 2)
+    for bad in (float("nan"), -float("inf")):
+        with pytest.raises(ValueError, match=f"a reward is {bad}: rewards are finite"):
+            best_of(exact_chain(2), lambda x, bad=bad: x[:, 0] * 0 + bad, 2)
 
 
 def test_resampling_is_as_even_as_it_can_be():

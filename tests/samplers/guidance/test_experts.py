@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep.samplers import advance, basis, build, exact, guidance, initial, sample
+from fewstep.samplers.denoiser import several
 from fewstep.samplers.guidance.experts import nucleus
 from fewstep.schedules import EDM, FlowMatching, VPLinear
 
@@ -126,6 +127,40 @@ def test_drawn_experts_come_by_their_shares():
     part = guidance.ensemble(EXPERTS, router, "sample", seeds=range(100, 110))
     whole = sample(each, table, x)
     torch.testing.assert_close(sample(part, table, x[100:110]), whole[100:110])
+
+
+def test_experts_and_ensembles_remember_apart():
+    """What an expert remembers stays with its samples; two ensembles have two names."""
+    grid = fewstep.grid(VPLinear(), 6, "uniform")
+    table, x = build("ddim", grid), x_of(20)
+
+    def counting(expert):
+        def rule(ask):
+            count = ask.memory.get("count", torch.zeros(len(ask.x)))
+            ask.remember("count", count + 1)
+            return ask(expert)
+
+        return guidance.Guided(rule)
+
+    top = guidance.ensemble([counting(e) for e in EXPERTS], router, "top")
+    state = advance(initial(table, x), top, table, 6)
+    assert state.memory["count"].tolist() == [6] * 20
+    two = [guidance.ensemble(EXPERTS, router, "top", name=n) for n in ("a ", "b ")]
+    both = advance(initial(table, x), guidance.cfg(*two, 2.0), table, 6)
+    assert torch.equal(both.memory["a switches"], both.memory["b switches"])
+
+
+def test_samples_at_times_of_their_own_have_no_one_level():
+    grid = fewstep.grid(VPLinear(), 6, "uniform")
+    node, x = several([grid.nodes[1], grid.nodes[2]], x_of(2)), x_of(2)
+    interval = guidance.interval(2.0, 0.1, 5.0)
+    for denoiser in (
+        guidance.cfg(EXPERTS[0], EXPERTS[1], interval),
+        guidance.classifier(WHOLE, lambda x, node: WHOLE.log_shares(x, node)[:, 0]),
+    ):
+        with pytest.raises(ValueError, match="samples at times of their own"):
+            denoiser(x, node)
+    assert guidance.cfg(EXPERTS[0], EXPERTS[1], 2.0)(x, node).shape == x.shape
 
 
 def test_an_oracle_needs_no_router():
