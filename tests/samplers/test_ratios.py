@@ -101,7 +101,7 @@ def test_a_solver_takes_a_file(tmp_path):
 
 def test_bad_files_are_refused(tmp_path):
     path = tmp_path / "ratios.json"
-    with pytest.raises(FileNotFoundError, match="with fewstep comes sd21"):
+    with pytest.raises(FileNotFoundError, match="with fewstep comes mnist, sd21"):
         Ratios.load("sd3")
     path.write_text("{}")
     with pytest.raises(ValueError, match="not a file of ratios"):

@@ -142,7 +142,7 @@ def test_all_packaged_runs_are_legal(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a cat")
     monkeypatch.chdir(tmp_path)
     names = [path.stem for path in configs.find("bench", "mnist").parent.glob("*.yaml")]
-    assert len(names) == 7
+    assert len(names) == 8
     assert all(packaged(name).name == name for name in names)
 
 
