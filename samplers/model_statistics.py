@@ -108,8 +108,15 @@ class ModelStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> ModelStatistics:
-        """Read what `save` wrote, or a folder that has it; ValueError names a file that is none."""
+        """Read what `save` wrote, or a folder that has it; ValueError names a file that is none.
+
+        FileNotFoundError says how there will be one.
+        """
         path = Path(path) / STATISTICS if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no statistics of a model at {path}: `fewstep search v3 --out {path}` leaves some"
+            )
         try:
             with safe_open(str(path), "np") as file:
                 said = file.metadata() or {}

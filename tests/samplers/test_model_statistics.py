@@ -171,3 +171,8 @@ def test_bad_statistics_are_refused():
     some = [Batch(exact.gaussian([0.0], std=1.0), torch.zeros(1, 1), [0])]
     with pytest.raises(ValueError, match="name the lams"):
         estimate_statistics(some, FlowMatching(), 3)
+
+
+def test_a_file_that_is_not_there_is_one_to_be_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"fewstep search v3 --out .*mnist-v3"):
+        ModelStatistics.load(tmp_path / "mnist-v3")
