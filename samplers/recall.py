@@ -24,3 +24,9 @@ def recall_of(denoiser: Denoiser) -> Callable[[Tensor, Node, Memory], tuple[Tens
     """The method of a denoiser that remembers; None for one that does not."""
     found: Any = getattr(denoiser, "recall", None)
     return found
+
+
+def recalled(denoiser: Denoiser, x: Tensor, node: Node, memory: Memory) -> tuple[Tensor, Memory]:
+    """x0 of any denoiser, and what is remembered after it."""
+    recall = recall_of(denoiser)
+    return (denoiser(x, node), memory) if recall is None else recall(x, node, memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from ..samplers import Denoiser, State, Tableau, advance, initial, noise
 from ..samplers.executor import joined
-from ..samplers.recall import STREAMS, Memory, recall_of
+from ..samplers.recall import STREAMS, Memory, recalled
+from ..samplers.streams import salted
 from ..schedules.grid import Node
 
 # Where a state keeps the prediction of its node, for the step that starts there.
@@ -194,8 +194,7 @@ class Metered:
         if AHEAD in memory:
             return memory[AHEAD], {k: v for k, v in memory.items() if k != AHEAD}
         self.meter.evaluations += len(x)
-        recall = recall_of(self.denoiser)
-        return (self.denoiser(x, node), memory) if recall is None else recall(x, node, memory)
+        return recalled(self.denoiser, x, node, memory)
 
 
 def checked(values: Tensor, count: int) -> Tensor:
@@ -214,5 +213,4 @@ def checked(values: Tensor, count: int) -> Tensor:
 
 def child(seed: int, *place: int) -> int:
     """The seed of what comes after `seed` at a place; others for all others, below 2^63."""
-    said = ",".join(map(str, (seed, *place))).encode()
-    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big") >> 1
+    return salted([seed], ",".join(map(str, place)))[0] >> 1

@@ -16,7 +16,7 @@ from ..samplers import State
 from ..samplers.executor import joined
 from ..schedules.base import Float
 from .chain import Chain, Reward, child
-from .weights import Steered, even, log_mean_exp
+from .weights import Steered, even, log_mean_exp, normalised
 
 # How far above what it is relative to the logarithm of a weight may be.
 FAR = 300.0
@@ -116,23 +116,22 @@ class Tree:
         for i, node in enumerate(self.nodes):
             if node.children:
                 with np.errstate(divide="ignore"):
-                    logs = np.log(self.odds(node))
+                    logs = np.log(self.odds(node.children))
                 for at, each in zip(node.children, logs.tolist(), strict=True):
                     known[at] = known[i] + each
         return np.array([known[i] for i in self.leaves])
 
-    def odds(self, node: TreeNode) -> Float:
-        """The probabilities of the children of a node, by their values."""
+    def odds(self, children: list[int]) -> Float:
+        """The probabilities of some children of a node, by their values."""
+        nodes = [self.nodes[c] for c in children]
         if self.rules.correction == "ipw":
-            weights = np.array([max(self.nodes[c].weight, 0.0) for c in node.children])
-            even_ones = np.full(len(weights), 1 / len(weights))
-            return weights / weights.sum() if weights.sum() > 0 else even_ones
-        values = np.array([self.nodes[c].value for c in node.children])
+            weights = np.array([max(node.weight, 0.0) for node in nodes])
+            return weights / weights.sum() if weights.sum() > 0 else even(len(nodes))
+        values = np.array([node.value for node in nodes])
         if math.isinf(self.rules.scale):
             best = values == values.max()
             return best / best.sum()
-        shares = np.exp(self.rules.scale * (values - values.max()))
-        return np.asarray(shares / shares.sum())
+        return normalised(self.rules.scale * values)
 
 
 @dataclass
@@ -197,34 +196,22 @@ def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
 
 def chosen_by(tree: Tree, node: TreeNode) -> Float:
     """The chances of the children of a node to be gone down; pending ones have none."""
-    rules = tree.rules
-    corrected = rules.correction == "ipw"
-    ready = [
-        not math.isnan(tree.nodes[c].weight if corrected else tree.nodes[c].value)
-        for c in node.children
-    ]
-    if not any(ready):
-        return np.full(len(ready), 1 / len(ready))
-    values = np.array(
-        [tree.nodes[c].value if r else -math.inf for c, r in zip(node.children, ready, strict=True)]
-    )
+    rules, corrected = tree.rules, tree.rules.correction == "ipw"
+    nodes = [tree.nodes[c] for c in node.children]
+    ready = [i for i, c in enumerate(nodes) if not math.isnan(c.weight if corrected else c.value)]
+    if not ready:
+        return even(len(nodes))
+    found = np.zeros(len(nodes))
     if rules.select == "uct":
-        visits = np.array([tree.nodes[c].visits for c in node.children])
-        score = values + rules.explore * np.sqrt(np.log(node.visits) / visits)
-        return np.eye(len(score))[int(score.argmax())]
-    if corrected:
-        weights = np.array(
-            [
-                max(tree.nodes[c].weight, 0.0) if r else 0.0
-                for c, r in zip(node.children, ready, strict=True)
-            ]
-        )
-        odds = weights / weights.sum() if weights.sum() > 0 else np.array(ready) / sum(ready)
-        return (1 - rules.mixing) * odds + rules.mixing * np.array(ready) / sum(ready)
-    if math.isinf(rules.scale):
-        return np.eye(len(values))[int(values.argmax())]
-    shares = np.exp(rules.scale * (values - values.max()))
-    return np.asarray(shares / shares.sum())
+        score = [
+            nodes[i].value + rules.explore * math.sqrt(math.log(node.visits) / nodes[i].visits)
+            for i in ready
+        ]
+        found[ready[int(np.argmax(score))]] = 1.0
+        return found
+    odds = tree.odds([node.children[i] for i in ready])
+    found[ready] = (1 - rules.mixing) * odds + rules.mixing / len(ready) if corrected else odds
+    return found
 
 
 def rolled_out(tree: Tree, chain: Chain, reward: Reward, visits: list[Visit]) -> list[float]:
@@ -326,7 +313,7 @@ def draw(tree: Tree, count: int, *, seed: int = 0) -> Steered:
     for _ in range(count):
         node = tree.nodes[0]
         while node.children:
-            odds = tree.odds(node)
+            odds = tree.odds(node.children)
             pick = (
                 int(odds.argmax()) if tree.rules.select == "uct" else rng.choice(len(odds), p=odds)
             )
@@ -334,11 +321,6 @@ def draw(tree: Tree, count: int, *, seed: int = 0) -> Steered:
         found.append(node)
     x = torch.cat([known_state(node).x for node in found])
     rewards = np.array([node.value for node in found])
-    return Steered(
-        x,
-        rewards,
-        even(count),
-        tree.evaluations,
-        tree.reward_calls,
-        tree.nodes[0].value * tree.rules.scale,
-    )
+    scale = tree.rules.scale
+    log_z = None if math.isinf(scale) else scale * tree.nodes[0].value
+    return Steered(x, rewards, even(count), tree.evaluations, tree.reward_calls, log_z)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..schedules.base import Float
@@ -74,8 +73,3 @@ def systematic(weights: Float, u: float) -> list[int]:
     places = (np.arange(count) + u) / count
     found = np.searchsorted(np.cumsum(weights), places, side="right")
     return np.asarray(found.clip(max=count - 1)).tolist()
-
-
-def on_host(values: Tensor) -> Float:
-    """Numbers as float64 of numpy."""
-    return np.asarray(values.detach().to("cpu", torch.float64).numpy())

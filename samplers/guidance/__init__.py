@@ -4,7 +4,7 @@ from .experts import ensemble
 from .free import Scale, apg, autoguidance, cfg, interval, plus_plus, rescaled, zero_star
 from .gradients import classifier, dps, posterior
 from .guided import Ask, Guided
-from .minority import level_at, minority_score, self_guided
+from .minority import minority_score, node_at, self_guided
 from .threshold import dynamic_threshold, thresholded
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "dynamic_threshold",
     "ensemble",
     "interval",
-    "level_at",
     "minority_score",
+    "node_at",
     "plus_plus",
     "posterior",
     "rescaled",

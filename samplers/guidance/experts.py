@@ -49,7 +49,8 @@ def ensemble(
 
     Between experts x0 jumps, and multistep solvers then mix outputs of two: the state of the run
     counts, in its memory, how often a sample's expert ("expert") changed ("switches"); two in one
-    denoiser need two names, which go before these.
+    denoiser need two names, which go before these. Which samples are whose is read from the device
+    once for each expert, so such a run can be neither captured nor compiled.
 
     Raises ValueError for another mode, a router without K columns, seeds or choices that are not
     one per sample.
@@ -63,11 +64,10 @@ def ensemble(
         raise ValueError(f"ensemble: top is 1 to {count} and mass above 0 and at most 1")
 
     def rule(ask: Ask) -> Tensor:
-        x = ask.x
-        if mode == "oracle":
+        if mode == "oracle" or router is None:
             weights = one_hot(kept_choice(ask, choice, name), count)
         else:
-            shares = shares_of(router, x, ask.node, count)  # type: ignore[arg-type]
+            shares = shares_of(router, ask.x, ask.node, count)
             if mode == "full":
                 weights = shares
             elif mode == "nucleus":

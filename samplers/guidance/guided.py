@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...schedules.grid import Node
-from ..recall import STREAMS, Denoiser, Memory, recall_of
+from ..recall import STREAMS, Denoiser, Memory, recall_of, recalled
 from ..streams import salted
 
 
@@ -26,19 +26,16 @@ class Ask:
 
     def __call__(self, denoiser: Denoiser, x: Tensor | None = None) -> Tensor:
         """The x0 of a part."""
-        recall, x = recall_of(denoiser), self.x if x is None else x
-        if recall is None:
-            return denoiser(x, self.node)
-        x0, self.memory = recall(x, self.node, self.memory)
+        x = self.x if x is None else x
+        x0, self.memory = recalled(denoiser, x, self.node, self.memory)
         return x0
 
     def part(self, denoiser: Denoiser, rows: Tensor) -> Tensor:
         """The x0 of some of the samples, with what is remembered of these."""
-        recall = recall_of(denoiser)
-        if recall is None:
+        if recall_of(denoiser) is None:
             return denoiser(self.x[rows], self.node)
         own = {name: each[rows.to(each.device)] for name, each in self.memory.items()}
-        x0, after = recall(self.x[rows], self.node, own)
+        x0, after = recalled(denoiser, self.x[rows], self.node, own)
         for name, each in after.items():
             whole = self.memory.get(name)
             if whole is None:

@@ -29,7 +29,7 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().flatten(1).sum(1)
 
 
-def level_at(schedule: Schedule, time: float) -> Node:
+def node_at(schedule: Schedule, time: float) -> Node:
     """The noise level of a time, as denoisers see it."""
     return Grid.from_times(schedule, [time, schedule.t_zero]).nodes[0]
 
@@ -47,7 +47,7 @@ def minority_score(
 
     The mean of `draws` noises of each sample's stream. For squared error it is (sigma / alpha)^2
     times the mean square error of eps, and for normal data a closed form. `node` is one where
-    samples are ambiguous (`level_at(schedule, 0.6 t_max)`, as published): near the data all are
+    samples are ambiguous (`node_at(schedule, 0.6 t_max)`, as published): near the data all are
     reconstructed, near noise none is.
     """
     streams = salted(seeds, "minority")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep.samplers import advance, build, exact, guidance, initial, sample
-from fewstep.samplers.guidance.minority import level_at
+from fewstep.samplers.guidance.minority import node_at
 from fewstep.samplers.streams import salted, standard_normal
 from fewstep.schedules import EDM, VPLinear
 
@@ -62,8 +62,8 @@ def test_it_tells_the_rare_component():
         found = guidance.minority_score(data, torch.from_numpy(x0), node, range(600)).numpy()
         return (found[rare][:, None] > found[~rare]).mean()
 
-    assert order(level_at(LAW, 0.6)) > 0.9
-    assert order(level_at(LAW, 0.01)) == pytest.approx(0.5, abs=0.08)
+    assert order(node_at(LAW, 0.6)) > 0.9
+    assert order(node_at(LAW, 0.01)) == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_second_evaluation_is_held_still():
@@ -90,16 +90,16 @@ def test_runs_end_in_rarer_places_and_streams_stay_with_their_samples():
     grid = fewstep.grid(LAW, 20, "uniform")
     table, seeds = build("ddim", grid), range(60)
     x = fewstep.noise(grid, (2,), seeds, dtype=torch.float64)
-    guided = guidance.self_guided(data, level_at(LAW, 0.6), 0.6, seeds, every=2)
+    guided = guidance.self_guided(data, node_at(LAW, 0.6), 0.6, seeds, every=2)
     found, bare = sample(guided, table, x), sample(data, table, x)
     assert (found[:, 0] < 0).sum() > (bare[:, 0] < 0).sum()
     scores = [
-        guidance.minority_score(data, each, level_at(LAW, 0.6), seeds) for each in (found, bare)
+        guidance.minority_score(data, each, node_at(LAW, 0.6), seeds) for each in (found, bare)
     ]
     assert scores[0].mean() > scores[1].mean()
     half = advance(initial(table, x), guided, table, 7).take(range(59, -1, -1))
     torch.testing.assert_close(advance(half, guided, table, 13).x.flip(0), found)
-    off = guidance.self_guided(data, level_at(LAW, 0.6), 0.0, [])
+    off = guidance.self_guided(data, node_at(LAW, 0.6), 0.0, [])
     assert torch.equal(sample(off, table, x), bare)
     with pytest.raises(ValueError, match="1 seeds for 60 samples"):
         sample(guidance.self_guided(data, grid.nodes[3], 1.0, [1]), table, x)
