@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schedules.grid import Node
 from .program import Step
-from .recall import STREAMS, Denoiser, Memory, recall_of
+from .recall import FRESH, STREAMS, Denoiser, Memory, recall_of
 from .streams import standard_normal
 from .sums import check_fits, combine, mix
 from .tableau import Tableau
@@ -93,6 +93,17 @@ def joined(states: Sequence[State]) -> State:
     )
 
 
+def anew(outputs: tuple[Tensor, ...], fresh: Tensor) -> tuple[Tensor, ...]:
+    """Outputs of which, for the samples where `fresh` is true, all are the newest one.
+
+    Rows are exact for constant outputs, so that the next step is then one of first order (DDIM's,
+    without noise), whatever the row.
+    """
+    newest = outputs[-1]
+    rows = fresh.to(newest.device).view(-1, *[1] * (newest.ndim - 1))
+    return tuple(torch.where(rows, newest, each) for each in outputs)
+
+
 # What is run in place of a row at this state, which comes back with what is remembered of it.
 RowMap = Callable[[State, Step], tuple[State, Step]]
 
@@ -164,6 +175,9 @@ def advance(
                     f"the denoiser returned shape {tuple(x0.shape)} for a state {tuple(x.shape)}"
                 )
             outputs = (*outputs, mix(x, row.of_x, x0, row.of_x0))
+            if FRESH in memory:
+                outputs = anew(outputs, memory[FRESH])
+                memory = {name: each for name, each in memory.items() if name != FRESH}
         if row.draws:
             k = row.node.index
             z = noise(k, x) if noise is not None else standard_normal(state.seeds, k, x)

@@ -18,6 +18,8 @@ Denoiser = Callable[[Tensor, Node], Tensor]
 
 # Where denoisers that draw find the stream of each sample, int64 [B]; `State.reseed` changes it.
 STREAMS = "streams"
+# Where a denoiser says, bool [B], for which samples the outputs before this one no longer count.
+FRESH = "fresh"
 
 
 def recall_of(denoiser: Denoiser) -> Callable[[Tensor, Node, Memory], tuple[Tensor, Memory]] | None:

@@ -109,7 +109,7 @@ def fit_classifier(
     AdamW with a one-cycle learning rate and random shifts: a minute and a half on one CPU core.
     The global random state is left as it was. `progress(done, total, text)` is called every batch.
     """
-    images, labels = getattr(datasets, config.data)()
+    images, labels = datasets.load_images(config.data)
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(images), generator=generator)
     test, train = order.tensor_split([round(config.held_out * len(order))])

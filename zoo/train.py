@@ -14,14 +14,22 @@ from torch import Tensor, nn
 
 from ..training import Task, TrainingSettings, accelerator_for, share, train
 from . import data as datasets
+from .data import Images
+from .data.labels import load_labels
 
 
 class TrainConfig(BaseModel):
-    """What `fewstep train` needs; every field may be overridden on the command line."""
+    """What `fewstep train` needs; every field may be overridden on the command line.
+
+    With `labels` (a folder of `fewstep train parts`) and `part`, images of that part alone are
+    learned: one expert of an ensemble.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
+    labels: str | None = None
+    part: int | None = Field(None, ge=0)
     network: dict[str, Any]
     noise: dict[str, Any]
     label_dropout: float = Field(0.1, ge=0, le=1)
@@ -68,6 +76,19 @@ def drift(nsr: Tensor, size: float, generator: torch.Generator) -> Tensor:
     """
     strength = (size / nsr).clamp(max=1)
     return (torch.randn(len(nsr), generator=generator) * strength).reshape(-1, 1, 1, 1)
+
+
+def part_of(images: Images, config: TrainConfig) -> Images:
+    """The images of the part that an expert is to know; all, where none is named."""
+    if (config.labels is None) != (config.part is None):
+        raise ValueError("labels and part go together: an expert knows one part of labelled images")
+    if config.labels is None:
+        return images
+    parts = load_labels(config.labels, datasets.identity(images))
+    own = parts.labels == config.part
+    if not own.any():
+        raise ValueError(f"part {config.part} has no images: {config.labels} has {parts.classes}")
+    return Images(images.images[own], images.labels[own])
 
 
 def draw_batch(
@@ -157,7 +178,7 @@ def train_denoiser(
         checkpointing_steps=config.checkpoint_every,
     )
     accelerator = accelerator_for(settings, out)
-    images, labels = getattr(datasets, config.data)()
+    images, labels = part_of(datasets.load_images(config.data), config)
     torch.manual_seed(config.seed)
     network = UNet2DModel(**config.network)
     scheduler = DDPMScheduler(**config.noise)

@@ -1,7 +1,7 @@
 """Guidance as denoiser wrappers: samplers never see it."""
 
 from .experts import ensemble
-from .free import Scale, apg, autoguidance, cfg, interval, plus_plus, rescaled, zero_star
+from .free import Scale, anew, apg, autoguidance, cfg, interval, plus_plus, rescaled, zero_star
 from .gradients import classifier, dps, posterior
 from .guided import Ask, Guided
 from .minority import minority_score, node_at, self_guided
@@ -11,6 +11,7 @@ __all__ = [
     "Ask",
     "Guided",
     "Scale",
+    "anew",
     "apg",
     "autoguidance",
     "cfg",

@@ -26,6 +26,7 @@ def ensemble(
     top: int = 1,
     mass: float = 0.9,
     margin: float = 0.0,
+    restart: bool = False,
     seeds: Sequence[int] = (),
     choice: Tensor | None = None,
     name: str = "",
@@ -49,7 +50,8 @@ def ensemble(
 
     Between experts x0 jumps, and multistep solvers then mix outputs of two: the state of the run
     counts, in its memory, how often a sample's expert ("expert") changed ("switches"); two in one
-    denoiser need two names, which go before these. Which samples are whose is read from the device
+    denoiser need two names, which go before these. With `restart` outputs of the expert before
+    count no more for a sample that has a new one, whose next step is of first order. Which samples are whose is read from the device
     once for each expert, so such a run can be neither captured nor compiled.
 
     Raises ValueError for another mode, a router without K columns, seeds or choices that are not
@@ -75,7 +77,7 @@ def ensemble(
             elif mode == "top" and top > 1:
                 weights = scaled(shares, greatest(shares, top))
             else:
-                weights = one_hot(one_of(ask, shares, mode, margin, seeds, name), count)
+                weights = one_hot(one_of(ask, shares, mode, margin, restart, seeds, name), count)
         return mixed(ask, experts, weights)
 
     return Guided(rule)
@@ -112,7 +114,13 @@ def mixed(ask: Ask, experts: Sequence[Denoiser], weights: Tensor) -> Tensor:
 
 
 def one_of(
-    ask: Ask, shares: Tensor, mode: Mode, margin: float, seeds: Sequence[int], name: str
+    ask: Ask,
+    shares: Tensor,
+    mode: Mode,
+    margin: float,
+    restart: bool,
+    seeds: Sequence[int],
+    name: str,
 ) -> Tensor:
     """One expert for each sample, [B], remembered."""
     before = ask.memory.get(name + EXPERT)
@@ -129,8 +137,10 @@ def one_of(
         u = uniform(ask.streams(seeds, f"{name}ensemble"), ask.node.index, shares[:, :1])
         found = (shares.double().cumsum(1) <= u).sum(1).clamp(max=shares.shape[1] - 1)
     if before is not None:
-        switches = ask.memory.get(name + SWITCHES, torch.zeros_like(found))
-        ask.remember(name + SWITCHES, switches + (found != before.to(found.device)))
+        other = found != before.to(found.device)
+        ask.remember(name + SWITCHES, ask.memory[name + SWITCHES].to(found.device) + other)
+        if restart:
+            ask.forget(other)
     else:
         ask.remember(name + SWITCHES, torch.zeros_like(found))
     ask.remember(name + EXPERT, found)

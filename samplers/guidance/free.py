@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...schedules.grid import Node
@@ -69,6 +70,28 @@ def interval(scale: float, low: float, high: float) -> Callable[[Node], float]:
     return at
 
 
+def anew(denoiser: Denoiser, phase: Callable[[Node], float], name: str = "phase") -> Denoiser:
+    """`denoiser`, whose earlier outputs count no more where `phase` changes from node to node.
+
+    Between a node that is guided and one that is not, as at the ends of an `interval`, x0 jumps,
+    and a multistep solver takes the jump for a slope. With the scale as `phase` it begins again
+    there, with a step of first order. `phase` is remembered with the samples, under `name`: two in
+    one denoiser need two names. It helps where guidance is strong and steps are few, and costs an
+    order at that step elsewhere.
+    """
+
+    def rule(ask: Ask) -> Tensor:
+        ask.one_level("a phase by node")
+        now = torch.full((len(ask.x),), float(phase(ask.node)), device=ask.x.device)
+        before = ask.memory.get(name)
+        if before is not None:
+            ask.forget(now != before)
+        ask.remember(name, now)
+        return ask(denoiser)
+
+    return Guided(rule)
+
+
 def plus_plus(strength: float) -> Callable[[Node], float]:
     """The scale of CFG++: strength / (1 - e^-h), where h is the step in lam from this node.
 
@@ -126,13 +149,16 @@ def zero_star(
         m = s m_u + scale (m_c - s m_u),   s = <m_c, m_u> / |m_u|^2 of each sample
 
     in the velocity `prediction`, which is 0 at the first `zero_steps` nodes, stages inside steps
-    included (Fan et al. 2025, "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching
+    included; multistep solvers begin after them (Fan et al. 2025, "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching
     Models", eq. 8 and 9).
     """
 
     def rule(ask: Ask) -> Tensor:
         if ask.node.index < zero_steps:
             return clean(ask, ask.x * 0, prediction)
+        if ask.node.index == zero_steps:
+            # Standing still says nothing about what comes.
+            ask.forget()
         w = scale_at(ask, scale)
         c = ask(cond)
         if w == 1:

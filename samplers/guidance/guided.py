@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...schedules.grid import Node
-from ..recall import STREAMS, Denoiser, Memory, recall_of, recalled
+from ..recall import FRESH, STREAMS, Denoiser, Memory, recall_of, recalled
 from ..streams import salted
 
 
@@ -57,6 +57,15 @@ class Ask:
             known = torch.tensor([int(seed) % 2**63 for seed in seeds])
             self.remember(STREAMS, known)
         return salted(known.tolist(), purpose)
+
+    def forget(self, rows: Tensor | None = None) -> None:
+        """Let outputs of earlier nodes count no more: for all samples, or where `rows` [B] is true.
+
+        The step from here is then one of first order, and multistep solvers begin again.
+        """
+        fresh = torch.ones(len(self.x), dtype=torch.bool) if rows is None else rows
+        known = self.memory.get(FRESH)
+        self.remember(FRESH, fresh if known is None else fresh | known.to(fresh.device))
 
     def one_level(self, what: str) -> None:
         """ValueError where every sample is at a time of its own."""

@@ -1,4 +1,4 @@
-"""Packaged image data.
+"""Packaged image data, and files of images and labels like it.
 
 `mnist10k.npz` holds 10,000 digits of MNIST (Y. LeCun, C. Cortes, C. J. C. Burges), about 1,000 per
 class, redistributed under CC BY-SA 3.0; see `NOTICE.md` beside it.
@@ -7,11 +7,14 @@ class, redistributed under CC BY-SA 3.0; see `NOTICE.md` beside it.
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ...storage import digest
 
 
 class Images(NamedTuple):
@@ -23,7 +26,39 @@ class Images(NamedTuple):
 
 def mnist() -> Images:
     """Return the 10,000 packaged digits as [10000, 1, 28, 28] in [-1, 1] (ink is +1)."""
-    with files(__name__).joinpath("mnist10k.npz").open("rb") as file, np.load(file) as data:
-        images = torch.from_numpy(data["images"]).float().div_(127.5).sub_(1.0)
+    with files(__name__).joinpath("mnist10k.npz").open("rb") as file:
+        return unpacked(file)
+
+
+def load_images(source: str) -> Images:
+    """The images of a training: "mnist", or an .npz with uint8 `images` and integer `labels`.
+
+    `images` are [N, H, W] or [N, H, W, C]. ValueError for anything else.
+    """
+    if source == "mnist":
+        return mnist()
+    try:
+        with Path(source).open("rb") as file:
+            return unpacked(file)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{source} is neither mnist nor an .npz of uint8 images and labels: {error}"
+        ) from error
+
+
+def unpacked(file: IO[bytes]) -> Images:
+    """The images and labels in an .npz."""
+    with np.load(file, allow_pickle=False) as data:
+        pixels = data["images"] if data["images"].ndim == 4 else data["images"][..., None]
+        if pixels.dtype != np.uint8 or pixels.ndim != 4:
+            raise ValueError(f"images are {data['images'].dtype} {data['images'].shape}")
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
         labels = torch.from_numpy(data["labels"]).long()
-    return Images(images[:, None], labels)
+    if labels.shape != (len(images),):
+        raise ValueError(f"{list(labels.shape)} labels for {len(images)} images")
+    return Images(images.contiguous(), labels)
+
+
+def identity(images: Images) -> str:
+    """A digest of images, without their labels."""
+    return digest(images.images.numpy())

@@ -185,3 +185,30 @@ def test_what_is_wrong_is_said():
     ):
         with pytest.raises(ValueError, match=match):
             guidance.ensemble(EXPERTS, **{"router": router, **options})(x, node)
+
+
+def test_a_new_expert_begins_anew_for_its_samples():
+    """Only samples whose expert changed take a step of first order, DDIM's."""
+    grid = fewstep.grid(VPLinear(), 6, "uniform")
+    # From which node to which expert 1 knows best.
+    turns = torch.tensor([[2, 9], [9, 2], [3, 4]])
+
+    def at_times(x, node):
+        second = (node.index >= turns[: len(x), 0]) & (node.index < turns[: len(x), 1])
+        return torch.stack([1 - 0.9 * second.double(), 0.1 + 0.9 * second.double()], 1)
+
+    known = [exact.gaussian([1.0, 2.0], std=0.3), exact.gaussian([-2.0, 1.0], std=0.5)]
+    mixed = guidance.ensemble(known, at_times, "top", restart=True)
+    xs, outputs = [fewstep.noise(grid, (2,), range(3), dtype=torch.float64)], []
+
+    def seen(state, x0):
+        xs.append(state.x)
+        outputs.append(x0)
+
+    sample(mixed, build("dpmpp-2m", grid), xs[0], callback=seen)
+    switched = {2: [0], 3: [2], 4: [2]}
+    for n in range(1, 5):
+        carry = grid.sigma[n + 1] / grid.sigma[n]
+        ddim = carry * xs[n] + (grid.alpha[n + 1] - grid.alpha[n] * carry) * outputs[n]
+        far = (xs[n + 1] - ddim).abs().amax(1) > 1e-6
+        assert far.tolist() == [i not in switched.get(n, []) for i in range(3)]

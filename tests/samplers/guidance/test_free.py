@@ -194,3 +194,50 @@ def test_thresholds_bound_each_sample_by_its_own():
     near(found[0], x[0], 1e-6)
     near(found[1], (x[1] / 4.5).clamp(-1, 1), 1e-6)
     near(guidance.thresholded(lambda x, node: x)(x, node)[1], x[1].clamp(-1, 1), 1e-6)
+
+
+@pytest.mark.parametrize("solver", ["unipc-3", "dpmpp-3m", "deis-3"])
+def test_solvers_begin_again_where_guidance_does(solver):
+    """After a gate the step is DDIM's, written out; the step after that has two outputs."""
+    grid = fewstep.grid(LAW, 9, "uniform")
+    gate = guidance.interval(4.0, 1.0, 10.0)
+    scales = [gate(node) for node in grid.nodes[:-1]]
+    gates = [n for n in range(1, 9) if scales[n] != scales[n - 1]]
+    assert len(gates) == 2
+    plain = guidance.cfg(MIXED, ALONE, gate)
+    table, xs, outputs = build(solver, grid), [states(grid)], []
+
+    def seen(state, x0):
+        xs.append(state.x)
+        outputs.append(x0)
+
+    sample(guidance.anew(plain, gate), table, xs[0], callback=seen)
+    others = [xs[0]]
+    sample(plain, table, xs[0], callback=lambda state, x0: others.append(state.x))
+    for n in range(9):
+        carry = grid.sigma[n + 1] / grid.sigma[n]
+        ddim = carry * xs[n] + (grid.alpha[n + 1] - grid.alpha[n] * carry) * outputs[n]
+        if n in (0, *gates):
+            near(xs[n + 1], ddim)
+        elif n < 8:
+            assert (xs[n + 1] - ddim).abs().max() > 1e-4
+    near(xs[gates[0]], others[gates[0]], 0)
+    assert (xs[gates[0] + 1] - others[gates[0] + 1]).abs().max() > 1e-3
+    # Nothing of it is left in the state, and segments agree bit for bit.
+    state = advance(initial(table, xs[0]), guidance.anew(plain, gate), table, gates[0])
+    state = advance(state.take([4, 1]), guidance.anew(plain, gate), table, 9)
+    near(state.x, xs[-1][[4, 1]], 0)
+    assert {*state.memory} == {"phase"}
+    never = guidance.anew(plain, lambda node: 1.0)
+    near(sample(never, table, xs[0]), others[-1], 0)
+
+
+def test_zero_star_forgets_that_it_stood_still():
+    """Where the first steps stand still, the rest is the run that begins there."""
+    grid = fewstep.grid(FlowMatching(), 8, "uniform")
+    star = guidance.zero_star(MIXED, ALONE, 3.0, zero_steps=2)
+    x = states(grid)
+    whole = sample(star, build("dpmpp-2m", grid), x)
+    later = Grid.from_times(FlowMatching(), grid.time[2:])
+    rest = guidance.zero_star(MIXED, ALONE, 3.0, zero_steps=0)
+    near(whole, sample(rest, build("dpmpp-2m", later), x))
