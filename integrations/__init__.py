@@ -3,7 +3,16 @@
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from . import kdiffusion
+from .perturbed import perturbed
 from .pipelines import restore, teleported, use
 from .scheduler import TableauScheduler
 
-__all__ = ["SchedulerMixin", "TableauScheduler", "kdiffusion", "restore", "teleported", "use"]
+__all__ = [
+    "SchedulerMixin",
+    "TableauScheduler",
+    "kdiffusion",
+    "perturbed",
+    "restore",
+    "teleported",
+    "use",
+]

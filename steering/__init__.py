@@ -2,6 +2,7 @@
 
 from .chain import Chain, Meter, Reward
 from .drivers import best_of, smc, svdd
+from .files import load_tree, save_tree
 from .tree import Tree, TreeRules, draw, grow
 from .weights import Steered, effective, log_mean_exp, systematic
 
@@ -16,7 +17,9 @@ __all__ = [
     "draw",
     "effective",
     "grow",
+    "load_tree",
     "log_mean_exp",
+    "save_tree",
     "smc",
     "svdd",
     "systematic",

@@ -24,10 +24,19 @@ Reward = Callable[[Tensor], Tensor]
 
 @dataclass
 class Meter:
-    """What was spent: evaluations of the denoiser, one for each sample, and of the reward."""
+    """What was spent: evaluations of the denoiser, one for each sample, and of the reward.
+
+    `watch(meter)` is called after every evaluation.
+    """
 
     evaluations: int = 0
     rewards: int = 0
+    watch: Callable[[Meter], None] = lambda meter: None
+
+    def evaluated(self, samples: int) -> None:
+        """Count evaluations, and tell who watches."""
+        self.evaluations += samples
+        self.watch(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +202,7 @@ class Metered:
         """Predict clean data, or take what was."""
         if AHEAD in memory:
             return memory[AHEAD], {k: v for k, v in memory.items() if k != AHEAD}
-        self.meter.evaluations += len(x)
+        self.meter.evaluated(len(x))
         return recalled(self.denoiser, x, node, memory)
 
 

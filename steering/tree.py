@@ -147,8 +147,9 @@ def grow(tree: Tree, chain: Chain, reward: Reward, iterations: int, *, batch: in
 
     Each goes down from the root to a node that may have another child, draws that, and goes on from
     it to clean data, every state on the way a node of the tree; the reward there changes the values
-    of all above. With `batch` many ways down are chosen before their rollouts are made together,
-    which is faster and not quite the same: what is on its way counts as visited and has no value.
+    of all above. Interrupted, the tree is what it was before the rollouts under way. With `batch`
+    many ways down are chosen before their rollouts are made together, which is faster and not quite
+    the same: what is on its way counts as visited and has no value.
     """
     done = 0
     while done < iterations:
@@ -156,9 +157,16 @@ def grow(tree: Tree, chain: Chain, reward: Reward, iterations: int, *, batch: in
             np.random.default_rng(child(tree.seed, -1, tree.iterations + i))
             for i in range(min(batch, iterations - done))
         ]
+        known = len(tree.nodes)
+        visits: list[Visit] = []
         with chain.spent() as spent:
-            visits = [descend(tree, chain, rng) for rng in rngs]
-            rewards = rolled_out(tree, chain, reward, visits)
+            try:
+                for rng in rngs:
+                    visits.append(descend(tree, chain, rng))
+                rewards = rolled_out(tree, chain, reward, visits)
+            except BaseException:
+                take_back(tree, known, visits)
+                raise
         for visit, found in zip(visits, rewards, strict=True):
             back_up(tree, visit, found)
         done += len(visits)
@@ -192,6 +200,17 @@ def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
     for each in path[:-1]:
         tree.nodes[each].visits += 1
     return Visit(path, chances)
+
+
+def take_back(tree: Tree, known: int, visits: list[Visit]) -> None:
+    """Leave a tree as it was before ways down whose rollouts were not made."""
+    del tree.nodes[known:]
+    for node in tree.nodes:
+        node.children = [each for each in node.children if each < known]
+    for visit in visits:
+        for at in visit.path[:-1]:
+            if at < known:
+                tree.nodes[at].visits -= 1
 
 
 def chosen_by(tree: Tree, node: TreeNode) -> Float:

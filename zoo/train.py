@@ -82,10 +82,10 @@ def part_of(images: Images, config: TrainConfig) -> Images:
     """The images of the part that an expert is to know; all, where none is named."""
     if (config.labels is None) != (config.part is None):
         raise ValueError("labels and part go together: an expert knows one part of labelled images")
-    if config.labels is None:
+    if config.labels is None or config.part is None:
         return images
     parts = load_labels(config.labels, datasets.identity(images))
-    own = parts.labels == config.part
+    own = parts.labels.eq(config.part)
     if not own.any():
         raise ValueError(f"part {config.part} has no images: {config.labels} has {parts.classes}")
     return Images(images.images[own], images.labels[own])

@@ -51,8 +51,9 @@ def ensemble(
     Between experts x0 jumps, and multistep solvers then mix outputs of two: the state of the run
     counts, in its memory, how often a sample's expert ("expert") changed ("switches"); two in one
     denoiser need two names, which go before these. With `restart` outputs of the expert before
-    count no more for a sample that has a new one, whose next step is of first order. Which samples are whose is read from the device
-    once for each expert, so such a run can be neither captured nor compiled.
+    count no more for a sample that has a new one, whose next step is of first order. Which samples
+    are whose is read from the device once for each expert, so such a run can be neither captured
+    nor compiled.
 
     Raises ValueError for another mode, a router without K columns, seeds or choices that are not
     one per sample.

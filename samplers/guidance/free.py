@@ -149,8 +149,8 @@ def zero_star(
         m = s m_u + scale (m_c - s m_u),   s = <m_c, m_u> / |m_u|^2 of each sample
 
     in the velocity `prediction`, which is 0 at the first `zero_steps` nodes, stages inside steps
-    included; multistep solvers begin after them (Fan et al. 2025, "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching
-    Models", eq. 8 and 9).
+    included; multistep solvers begin after them (Fan et al. 2025, "CFG-Zero*: Improved
+    Classifier-Free Guidance for Flow Matching Models", eq. 8 and 9).
     """
 
     def rule(ask: Ask) -> Tensor:
