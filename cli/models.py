@@ -69,13 +69,17 @@ def train(
         Path | None, typer.Option("--out", help="Where it goes; default runs/train-CONFIG.")
     ] = None,
 ) -> None:
-    """Train a bundled model again: `mnist` (the denoiser), `mnist-classifier` or `text`.
+    """Train a bundled model again, or what guidance needs.
+
+    `mnist` (the denoiser), `mnist-classifier`, `text`; `minority` (how rare images are, and a
+    classifier of noisy states that tells it); `parts` of a data set, `router` between them, and
+    `mnist-small` for experts of parts.
 
     Checkpoints are kept in OUT, and the same command resumes. Devices and processes are those of
     accelerate: `accelerate launch --num_processes 4 -m fewstep.cli train mnist` uses four GPUs.
     """
     # Here, because trainers take seconds to import.
-    from ..zoo import tasks
+    from . import tasks
 
     overrides = key_values("--set", change)
     target = folder or Path("runs") / f"train-{Path(config).stem}"

@@ -17,7 +17,6 @@ from types import MethodType
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -99,10 +98,10 @@ class Perturbed:
     def changed(self, name: str, aspect: float) -> Module:
         """A layer as it is perturbed."""
         layer = self.network.get_submodule(name)
-        if self.kind == "skipped":
-            return Skipped(layer, name)
         new: Any = twin(layer)
-        if self.kind == "blurred":
+        if self.kind == "skipped":
+            new.forward = partial(skip, layer, name)
+        elif self.kind == "blurred":
             new.to_q = Blurred(new.to_q, self.blur, aspect)
         else:
             joint = type(new.processor).__name__ in JOINT
@@ -219,35 +218,30 @@ def gaussian(n: int, deviation: float, like: Tensor) -> Tensor:
     return (-(((at - at[:, None]) / deviation) ** 2) / 2).softmax(1).to(like.dtype)
 
 
-class Skipped(Module):
-    """A layer that returns its input.
+def skip(layer: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """What a layer was given, in the form of what it returns.
 
-    For blocks of transformers that diffusers knows it is known what they return. Others are run, to
-    see that it is one tensor like their first argument.
+    For blocks of transformers that diffusers knows that is known. Other layers are run, to see that
+    it is one tensor like their first argument; ValueError where it is not.
     """
+    # Seconds, which networks of diffusers have paid already.
+    from diffusers.hooks._helpers import TransformerBlockRegistry
 
-    def __init__(self, layer: Module, name: str) -> None:
-        super().__init__()
-        self.layer, self.name = layer, name
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The input of the layer; ValueError where its output is of another form."""
-        try:
-            block = TransformerBlockRegistry.get(type(self.layer))
-        except ValueError:
-            x = args[0] if args else next(iter(kwargs.values()))
-            out = self.layer(*args, **kwargs)
-            if getattr(out, "shape", None) != x.shape:
-                raise ValueError(
-                    f"perturbed: {self.name} cannot be skipped: its output is not like its input"
-                ) from None
-            return x
-        given = inspect.signature(type(self.layer).forward).bind(None, *args, **kwargs).arguments
-        image = given[getattr(block, "hidden_states_argument_name", "hidden_states")]
-        if block.return_encoder_hidden_states_index is None:
-            return image
-        text = given[getattr(block, "encoder_hidden_states_argument_name", "encoder_hidden_states")]
-        return (image, text) if block.return_hidden_states_index == 0 else (text, image)
+    try:
+        block = TransformerBlockRegistry.get(type(layer))
+    except ValueError:
+        x = args[0] if args else next(iter(kwargs.values()))
+        if getattr(layer.forward(*args, **kwargs), "shape", None) != x.shape:
+            raise ValueError(
+                f"perturbed: {name} cannot be skipped: its output is not like its input"
+            ) from None
+        return x
+    given = inspect.signature(type(layer).forward).bind(None, *args, **kwargs).arguments
+    image = given[getattr(block, "hidden_states_argument_name", "hidden_states")]
+    if block.return_encoder_hidden_states_index is None:
+        return image
+    text = given[getattr(block, "encoder_hidden_states_argument_name", "encoder_hidden_states")]
+    return (image, text) if block.return_hidden_states_index == 0 else (text, image)
 
 
 def attentions(network: Module, patterns: Sequence[str]) -> list[str]:

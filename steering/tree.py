@@ -202,6 +202,15 @@ def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
     return Visit(path, chances)
 
 
+def grow_for(tree: Tree, chain: Chain, reward: Reward, budget: int, *, batch: int = 1) -> None:
+    """Let a tree grow until it has spent `budget` evaluations, those of before included.
+
+    The last rollouts may spend a few more.
+    """
+    while tree.evaluations < budget:
+        grow(tree, chain, reward, batch, batch=batch)
+
+
 def take_back(tree: Tree, known: int, visits: list[Visit]) -> None:
     """Leave a tree as it was before ways down whose rollouts were not made."""
     del tree.nodes[known:]
@@ -319,6 +328,17 @@ def relative_to(tree: Tree, found: float) -> None:
         tree.offset = found
 
 
+def fittest(tree: Tree, count: int) -> Steered:
+    """The `count` leaves of the greatest rewards, the best first; all of them, if there are fewer.
+
+    ValueError for a tree without leaves.
+    """
+    if not tree.leaves:
+        raise ValueError("this tree has not grown: it has no leaves")
+    found = sorted((tree.nodes[i] for i in tree.leaves), key=lambda node: -node.value)[:count]
+    return ends_of(tree, found)
+
+
 def draw(tree: Tree, count: int, *, seed: int = 0) -> Steered:
     """Samples of a finished tree, which cost nothing: down from the root by the values.
 
@@ -338,8 +358,13 @@ def draw(tree: Tree, count: int, *, seed: int = 0) -> Steered:
             )
             node = tree.nodes[node.children[pick]]
         found.append(node)
+    return ends_of(tree, found)
+
+
+def ends_of(tree: Tree, found: list[TreeNode]) -> Steered:
+    """Some leaves, each of the same weight."""
     x = torch.cat([known_state(node).x for node in found])
     rewards = np.array([node.value for node in found])
     scale = tree.rules.scale
     log_z = None if math.isinf(scale) else scale * tree.nodes[0].value
-    return Steered(x, rewards, even(count), tree.evaluations, tree.reward_calls, log_z)
+    return Steered(x, rewards, even(len(found)), tree.evaluations, tree.reward_calls, log_z)

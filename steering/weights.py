@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,12 @@ class Steered:
     def best(self) -> Tensor:
         """The sample of the greatest reward."""
         return self.x[int(self.rewards.argmax())]
+
+    def drawn(self, count: int, seed: int = 0) -> Steered:
+        """`count` samples drawn by the weights, systematically; they are even then."""
+        u = float(np.random.default_rng(seed).random())
+        rows = systematic(self.weights, u, count)
+        return replace(self, x=self.x[rows], rewards=self.rewards[rows], weights=even(count))
 
     def mean_reward(self) -> float:
         """Of the weighted samples."""
@@ -64,12 +70,13 @@ def effective(log_weights: Float) -> float:
     return float(1 / np.square(normalised(log_weights)).sum())
 
 
-def systematic(weights: Float, u: float) -> list[int]:
-    """Indices of as many samples, each about as often as its weight says; u in [0, 1).
+def systematic(weights: Float, u: float, count: int | None = None) -> list[int]:
+    """Indices of `count` samples, each about as often as its weight says; u in [0, 1).
 
-    Sample i comes floor or ceil of n w_i times, n w_i in the mean over u.
+    As many as there are, where no number is given. Sample i comes floor or ceil of n w_i times, n
+    w_i in the mean over u.
     """
-    count = len(weights)
+    count = len(weights) if count is None else count
     places = (np.arange(count) + u) / count
     found = np.searchsorted(np.cumsum(weights), places, side="right")
-    return np.asarray(found.clip(max=count - 1)).tolist()
+    return np.asarray(found.clip(max=len(weights) - 1)).tolist()

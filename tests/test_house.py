@@ -27,7 +27,7 @@ FLOORS = (
     "training",
     "zoo",
     "eval",
-    *("distill", "search", "cli"),
+    *("distill", "search", "guides", "cli"),
 )
 MODULES = [
     path

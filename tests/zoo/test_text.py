@@ -7,10 +7,10 @@ from importlib.resources import files
 import pytest
 import torch
 from fewstep import configs, zoo
+from fewstep.cli.tasks import train
 from fewstep.discrete import build, nodes, sample, start
 from fewstep.discrete.chains import bigrams
 from fewstep.zoo import text as module
-from fewstep.zoo.tasks import train
 from fewstep.zoo.text import (
     KERNEL,
     Text,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from fewstep import configs, zoo
+from fewstep.cli.tasks import train
 from fewstep.zoo import train as module
-from fewstep.zoo.tasks import train
 from fewstep.zoo.train import (
     TrainConfig,
     denoising_loss,

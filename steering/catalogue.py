@@ -1,0 +1,114 @@
+"""The drivers by name, each for a number of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .chain import Chain, Reward
+from .drivers import best_of, smc, svdd
+from .tree import Tree, TreeRules, draw, fittest, grow_for
+from .weights import Steered
+
+
+class Driver(NamedTuple):
+    """What a driver is for, and how it spends `budget` evaluations on `count` samples.
+
+    `run(chain, reward, budget, count=.., scale=.., seed=..)` returns `count` samples. Of trees
+    `rules` says how they grow.
+    """
+
+    summary: str
+    run: Callable[..., Steered]
+    rules: Callable[[float], TreeRules] | None = None
+
+
+def best_for(
+    chain: Chain, reward: Reward, budget: int, *, count: int = 1, scale: float = 1.0, seed: int = 0
+) -> Steered:
+    """`best_of`; the reward's scale changes nothing."""
+    return best_of(chain, reward, share(chain, budget, count), count=count, seed=seed)
+
+
+def svdd_for(
+    chain: Chain, reward: Reward, budget: int, *, count: int = 1, scale: float = 1.0, seed: int = 0
+) -> Steered:
+    """`svdd`, which takes the best children; the reward's scale changes nothing."""
+    return svdd(chain, reward, share(chain, budget, count), count=count, seed=seed)
+
+
+def smc_for(
+    chain: Chain, reward: Reward, budget: int, *, count: int = 1, scale: float = 1.0, seed: int = 0
+) -> Steered:
+    """`smc` with all the particles that there are evaluations for; `count` drawn by weight."""
+    particles = share(chain, budget, 1)
+    return smc(chain, reward, particles, scale=scale, seed=seed).drawn(count, seed)
+
+
+def dts_for(
+    chain: Chain,
+    reward: Reward,
+    budget: int,
+    *,
+    count: int = 1,
+    scale: float = 1.0,
+    seed: int = 0,
+    batch: int = 1,
+    tree: Tree | None = None,
+) -> Steered:
+    """A tree for the law p(x0) e^(scale reward), and draws from it; `tree` is grown on."""
+    share(chain, budget, 1)
+    tree = Tree(dts_rules(scale), seed) if tree is None else tree
+    grow_for(tree, chain, reward, budget, batch=batch)
+    return draw(tree, count, seed=seed)
+
+
+def dts_star_for(
+    chain: Chain,
+    reward: Reward,
+    budget: int,
+    *,
+    count: int = 1,
+    scale: float = 1.0,
+    seed: int = 0,
+    batch: int = 1,
+    tree: Tree | None = None,
+) -> Steered:
+    """A tree that searches for the greatest reward, and the best that it found."""
+    share(chain, budget, 1)
+    tree = Tree(dts_star_rules(scale), seed) if tree is None else tree
+    grow_for(tree, chain, reward, budget, batch=batch)
+    return fittest(tree, count)
+
+
+def dts_rules(scale: float) -> TreeRules:
+    """Those of DTS, as published."""
+    return TreeRules(scale)
+
+
+def dts_star_rules(scale: float) -> TreeRules:
+    """Those of DTS*: narrower than published, which is worth it below 10^4 evaluations."""
+    return TreeRules(scale, "uct", width=2.0, widening=0.5, explore=0.3)
+
+
+def share(chain: Chain, budget: int, count: int) -> int:
+    """How many whole runs there are evaluations for, for each of `count` samples.
+
+    ValueError where there is none.
+    """
+    calls = chain.table.nfe
+    if budget < calls * count:
+        raise ValueError(
+            f"{budget} evaluations are not enough for {count} x {calls}: one run of "
+            f"{chain.table.name} for each sample"
+        )
+    return budget // (calls * count)
+
+
+DRIVERS = {
+    "best-of": Driver("independent samples, of which the best are kept", best_for),
+    "svdd": Driver("at every level the best of several children goes on", svdd_for),
+    "smc": Driver("particles with weights, for the law p(x0) e^(scale reward)", smc_for),
+    "dts": Driver("a tree for that law: what was seen tells where to go on", dts_for, dts_rules),
+    "dts-star": Driver("a tree that searches for the best", dts_star_for, dts_star_rules),
+}
