@@ -49,7 +49,7 @@ def train_classifier(
     images = images_of(config.model.data, model)
     known = labels_of(config, images) if labels is None else labels
     held_out, kept = stratified_split(known, config.held_out, config.training.seed)
-    levels = levels_of(model.schedule)
+    levels = levels_of(model.schedule, config.spacing)
     torch.manual_seed(config.training.seed)
     channels = {"in_channels": model.shape[0], **config.network}
     network = NoisyClassifier(known.classes, to_dict(model.schedule), **channels)
@@ -87,9 +87,9 @@ def labels_of(config: ClassifierConfig, images: ImageSet) -> Labels:
     return Labels(images.labels, int(images.labels.max()) + 1, images.identity)
 
 
-def levels_of(schedule: Schedule) -> Tensor:
-    """alpha, sigma and the network's time of evenly spaced levels, float64 [3, LEVELS]."""
-    nodes = grid(schedule, LEVELS, "uniform", end="min").nodes[:-1]
+def levels_of(schedule: Schedule, spacing: str = "uniform") -> Tensor:
+    """alpha, sigma and the network's time of so many levels from noise to data, float64 [3, N]."""
+    nodes = grid(schedule, LEVELS, spacing, end="min").nodes
     # Of pure noise there is nothing to tell.
     rows = [(node.alpha, node.sigma, float(node.label)) for node in nodes if node.alpha > 0]
     return torch.tensor(rows, dtype=torch.float64).T

@@ -46,11 +46,11 @@ def perturbed(
     """A network that is called as `network`, whose `layers` are perturbed; that itself is not.
 
     - "identity": tokens attend to themselves, so that attention returns the values (PAG; Ahn et al.
-      2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance", eq. 13). In
+      2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance"). In
       joint attention tokens of the image see themselves and the text, and the text sees all.
     - "blurred": the queries, as they are projected, are blurred over the plane of tokens by a
       Gaussian whose deviation is `blur` tokens; by inf to their mean (SEG; Hong 2024, "Smoothed
-      Energy Guidance", section 4). Its rows add up to 1 within the plane, so that inf is the limit,
+      Energy Guidance"). Its rows add up to 1 within the plane, so that inf is the limit,
       and 0 changes nothing. In joint attention it is that of the image's queries.
     - "skipped": layers return their input (skip-layer guidance, as for Stable Diffusion 3.5).
 
