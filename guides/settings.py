@@ -22,11 +22,11 @@ class ClassifierConfig(BaseModel):
     """A classifier of noisy states, and its training.
 
     It learns the labels of `model.data` in the folder `labels` (of `fewstep train parts` or
-    `minority`; "own" are the classes that the images have), from states of the model's schedule at
-    evenly drawn times. `network` are arguments of `NoisyClassifier`. The share `held_out` of every
-    label is not trained on: its cross-entropy decides which weights are kept. Images are moved by
-    up to `shift` pixels, and mirrored half of the time with `flip`. Settings of the training may
-    stand here by their own names.
+    `minority`; "own" are the classes that the images have), from states at levels that are evenly
+    drawn from those of a `spacing`; on EDM's law take karras. `network` are arguments of
+    `NoisyClassifier`. The share `held_out` of every label is not trained on: its cross-entropy
+    decides which weights are kept. Images are moved by up to `shift` pixels, and mirrored half of
+    the time with `flip`. Settings of the training may stand here by their own names.
     """
 
     model_config = STRICT
@@ -34,6 +34,7 @@ class ClassifierConfig(BaseModel):
     model: ModelConfig = ModelConfig(id="mnist", data="mnist")
     labels: str = "own"
     network: dict[str, Any] = {}
+    spacing: str = "uniform"
     train_batch_size: PositiveInt = 128
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     shift: NonNegativeInt = 0

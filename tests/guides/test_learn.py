@@ -151,9 +151,12 @@ def test_held_out_images_are_of_every_label():
         stratified_split(Labels(torch.tensor([0, 0, 1]), 2, ""), 0.1, 0)
 
 
-@pytest.mark.parametrize("law", [LAW, schedules.EDM(), schedules.FlowMatching()])
-def test_levels_are_those_of_the_law(law):
-    alpha, sigma, times = levels_of(law)
+@pytest.mark.parametrize(
+    ("law", "spacing"),
+    [(LAW, "uniform"), (schedules.EDM(), "karras"), (schedules.FlowMatching(), "uniform")],
+)
+def test_levels_are_those_of_the_law(law, spacing):
+    alpha, sigma, times = levels_of(law, spacing)
     assert (alpha > 0).all()
     assert (times.diff() < 0).all()
     assert sigma[0] / alpha[0] > 50
