@@ -19,6 +19,7 @@ from .metrics import (
     KernelDistance,
     Moments,
     Neighbours,
+    Rarity,
     cmmd,
     jackknife,
 )
@@ -105,6 +106,18 @@ MEASURES: dict[str, Measure] = {
         lambda real, _: Neighbours(real, **MADE),
         ("precision", "recall", "density", "coverage"),
         {name: (name, name) for name in ("precision", "recall", "density", "coverage")},
+        lower_is_better=False,
+    ),
+    "rarity": Measure(
+        "features",
+        members,
+        lambda real, _: Rarity(real, **MADE),
+        ("neighbour_distance", "outlier_factor", "rarity"),
+        {
+            "neighbour_distance": ("distance to 5 neighbours", "distance to 5 neighbours"),
+            "outlier_factor": ("local outlier factor", "local outlier factor"),
+            "rarity": ("rarity score", "rarity score"),
+        },
         lower_is_better=False,
     ),
     "spatial": Measure(

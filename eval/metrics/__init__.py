@@ -6,6 +6,7 @@ from .inception_score import InceptionScore
 from .kernel import KernelDistance, cmmd, gaussian, polynomial
 from .moments import Moments, frechet_distance, half_split_distances, moments
 from .neighbours import Neighbours
+from .rarity import Rarity
 
 __all__ = [
     "Estimate",
@@ -14,6 +15,7 @@ __all__ = [
     "KernelDistance",
     "Moments",
     "Neighbours",
+    "Rarity",
     "cmmd",
     "difference",
     "frechet_distance",
