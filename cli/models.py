@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,14 @@ from ..eval.models import Draw, NetworkModel, in_batches, load_model, pick_devic
 from ..eval.progress import Counter
 from ..eval.settings import SolverConfig, table_within
 from ..eval.sources import open_images
+from ..guides.named import GUIDANCE, parsed, sampled, summary
 from ..zoo.edm import read_edm, save_edm
 from . import console
 from .app import app
 from .console import Device, Nfe, Spacing, key_values, progress_bar
 
 
-@app.command()
+@app.command(epilog="\n\n".join(map(summary, GUIDANCE)))
 def sample(
     solver: Annotated[str, typer.Option(help="See `fewstep solvers`.")] = "unipc-3",
     nfe: Nfe = 10,
@@ -31,7 +33,13 @@ def sample(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
-    guidance: Annotated[float, typer.Option(help="Scale; 1 is off, more doubles the calls.")] = 1.0,
+    guidance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A scale (1 is off, the default), or NAME,key=value,..: see below. Repeatable, "
+            "the first nearest to the network."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="As in `fewstep generate`.")] = "mnist",
     device: Device = "auto",
     file: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("samples.png"),
@@ -39,9 +47,16 @@ def sample(
     """Draw images from a model into one PNG.
 
     Example: fewstep sample --solver dpmpp-2m --nfe 8 --label 3 --label 7 --guidance 2
+
+    Guidance by name is listed below, with what its options are by default. For rare digits, after
+    `fewstep train minority`: --guidance minority,folder=runs/train-minority
     """
+    asked = [parsed(text) for text in guidance or []]
+    plain = [each.options["scale"] for each in asked if each.name == "cfg"]
     loaded = load_model(model, pick_device(device))
-    table = table_within(loaded.schedule, SolverConfig(name=solver), nfe, spacing, "zero", guidance)
+    table = table_within(
+        loaded.schedule, SolverConfig(name=solver), nfe, spacing, "zero", *plain[:1]
+    )
     labels = None
     if loaded.classes is not None:
         wanted = label or list(range(loaded.classes))
@@ -51,12 +66,23 @@ def sample(
         labels = torch.tensor([wanted[i % len(wanted)] for i in range(count)])
     elif label:
         raise ValueError(f"--label {label[0]}: {loaded.name} has no classes")
-    draw = Draw(range(seed, seed + count), labels, guidance)
+    draw = Draw(range(seed, seed + count), labels)
     with progress_bar(f"{table.name}, NFE {table.nfe}") as progress:
-        counter = Counter(progress, table.nfe * count * (1 if guidance == 1 else 2))
-        pixels = quantise(in_batches(loaded, table, draw, on_call=counter.add))
-    save_grid(pixels, file)
-    console.out.print(f"{count} images by {table.name}, NFE {table.nfe}: {file}", highlight=False)
+        counter = Counter(progress, table.nfe * count * (2 if asked else 1))
+        if isinstance(loaded, NetworkModel):
+            images = sampled(loaded, table, draw, asked, on_call=counter.add)
+        elif len(plain) == len(asked) <= 1:
+            own = replace(draw, guidance=plain[0] if plain else 1.0)
+            images = in_batches(loaded, table, own, on_call=counter.add)
+        else:
+            raise ValueError(f"{loaded.name} is a whole pipeline, which takes a scale alone")
+    save_grid(quantise(images), file)
+    console.out.print(
+        f"{count} images by {table.name}, NFE {table.nfe} ({counter.done / count:g} network "
+        f"evaluations measured): {file}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

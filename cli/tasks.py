@@ -9,14 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from .. import configs
-from ..guides import (
-    ClassifierConfig,
-    MinorityConfig,
-    PartsConfig,
-    label_minority,
-    label_parts,
-    train_classifier,
-)
+from ..guides.labels import label_minority, label_parts
+from ..guides.learn import train_classifier
+from ..guides.settings import ClassifierConfig, MinorityConfig, PartsConfig
 from ..zoo.classifier import ClassifierConfig as DigitsConfig
 from ..zoo.classifier import train_classifier as train_digits
 from ..zoo.text import TextConfig

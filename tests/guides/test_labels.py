@@ -8,8 +8,9 @@ import torch
 from fewstep import samplers, schedules, zoo
 from fewstep.eval.models import NetworkModel
 from fewstep.eval.sources import open_images
-from fewstep.guides import MinorityConfig, PartsConfig, label_minority, label_parts, quantile_labels
 from fewstep.guides import labels as module
+from fewstep.guides.labels import label_minority, label_parts, quantile_labels
+from fewstep.guides.settings import MinorityConfig, PartsConfig
 from fewstep.zoo.data import identity
 from fewstep.zoo.data.labels import Labels, load_labels
 from torch import nn

@@ -10,13 +10,9 @@ import torch
 from fewstep import grid, samplers, schedules
 from fewstep.eval.models import NetworkModel
 from fewstep.eval.sources import open_images
-from fewstep.guides import (
-    ClassifierConfig,
-    NoisyClassifier,
-    load_noisy_classifier,
-    train_classifier,
-)
-from fewstep.guides.learn import levels_of, stratified_split
+from fewstep.guides.classifier import NoisyClassifier, load_noisy_classifier
+from fewstep.guides.learn import levels_of, stratified_split, train_classifier
+from fewstep.guides.settings import ClassifierConfig
 from fewstep.samplers import guidance
 from fewstep.schedules.files import to_dict
 from fewstep.training import TrainingSettings

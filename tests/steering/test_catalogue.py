@@ -1,0 +1,69 @@
+"""Drivers by name spend what they are given, on a chain whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fewstep.steering import DRIVERS, Tree, TreeRules, fittest, grow, grow_for, smc
+from fewstep.steering.catalogue import dts_star_rules
+from fewstep.steering.weights import systematic
+
+from .chains import TILT, exact_chain, reward
+
+
+@pytest.mark.parametrize("name", list(DRIVERS))
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_budget_is_spent_and_all_are_better_than_chance(name, count):
+    chain = exact_chain(5)
+    found = DRIVERS[name].run(chain, reward, 600, count=count, seed=4)
+    assert found.x.shape == (count, 1)
+    assert found.weights.tolist() == pytest.approx([1 / count] * count)
+    np.testing.assert_allclose(found.rewards, TILT * found.x[:, 0].numpy())
+    assert 590 <= found.evaluations <= 610
+    assert found.rewards.max() > 0.5
+    again = DRIVERS[name].run(exact_chain(5), reward, 600, count=count, seed=4)
+    assert (again.x == found.x).all()
+    with pytest.raises(ValueError, match="not enough for"):
+        DRIVERS[name].run(chain, reward, 4)
+
+
+def test_the_search_finds_more_than_chance():
+    """At equal evaluations DTS* is above best-of-N, in the mean over seeds."""
+    gain = [
+        float(
+            DRIVERS["dts-star"].run(exact_chain(5), reward, 1000, scale=10.0, seed=s).rewards[0]
+            - DRIVERS["best-of"].run(exact_chain(5), reward, 1000, seed=s).rewards[0]
+        )
+        for s in range(12)
+    ]
+    assert np.mean(gain) > 2 * np.std(gain) / 12**0.5
+
+
+def test_the_best_leaves_come_first():
+    tree = Tree(TreeRules(), 2)
+    grow(tree, exact_chain(5), reward, 30)
+    values = sorted((tree.nodes[leaf].value for leaf in tree.leaves), reverse=True)
+    assert fittest(tree, 4).rewards.tolist() == values[:4]
+    assert fittest(tree, 99).rewards.tolist() == values
+    with pytest.raises(ValueError, match="has not grown"):
+        fittest(Tree(TreeRules()), 1)
+
+
+def test_a_tree_is_grown_on_to_a_budget():
+    tree, chain = Tree(dts_star_rules(1.0), 1), exact_chain(5)
+    grow_for(tree, chain, reward, 50)
+    first = tree.iterations
+    assert 50 <= tree.evaluations < 55
+    found = DRIVERS["dts-star"].run(chain, reward, 200, tree=tree, seed=1)
+    assert tree.iterations > first
+    assert 200 <= found.evaluations < 205
+
+
+def test_particles_are_drawn_by_their_weights():
+    found = smc(exact_chain(5), reward, 64, threshold=0.0, seed=3)
+    drawn = found.drawn(640, seed=1)
+    for x, weight in zip(found.x, found.weights, strict=True):
+        times = int((drawn.x == x).sum())
+        assert abs(times - 640 * weight) < 1
+    assert drawn.weights.tolist() == [1 / 640] * 640
+    assert systematic(np.array([0.5, 0.25, 0.25]), 0.1, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
