@@ -44,7 +44,8 @@ def steerable(
     if label is not None and not 0 <= label < (model.classes or 0):
         raise ValueError(f"label {label} is not one of the {model.classes or 0} of {model.name}")
     if isinstance(model, PipelineModel):
-        return of_pipeline(model, solver, steps, levels, label, asked, batch_size)
+        nodes = grid(model.schedule, steps, spacing)
+        return of_pipeline(model, solver, nodes, levels, label, asked, batch_size)
     if not isinstance(model, NetworkModel):
         raise ValueError(f"{model.name} cannot be driven")
     if label is None and any(each.name not in ("threshold", "self", "minority") for each in asked):
@@ -84,7 +85,7 @@ def placed(levels: int | Sequence[int], table: samplers.Tableau) -> tuple[int, .
 def of_pipeline(
     model: PipelineModel,
     solver: str,
-    steps: int,
+    nodes: Grid,
     levels: int | Sequence[int],
     label: int | None,
     asked: Sequence[Asked],
@@ -101,12 +102,8 @@ def of_pipeline(
     told = model.conditions(Draw([0], labels, scale))
     call = {key: value for key, value in {**model.call, **told}.items() if key not in COUNTED}
     denoiser = pipeline_denoiser(model.pipe, **call)
-    table = denoiser.table(solver, steps)
-    if table.stochastic:
-        chain = denoiser.chain(solver, steps, levels=placed(levels, table), batch_size=batch_size)
-    else:
-        table, places = stochastic(solver, table.grid, levels)
-        chain = denoiser.chain(table, levels=places, batch_size=batch_size)
+    table, places = stochastic(solver, nodes, levels)
+    chain = denoiser.chain(table, levels=places, batch_size=batch_size)
     return Steerable(chain, denoiser.images)
 
 

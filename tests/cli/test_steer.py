@@ -10,13 +10,17 @@ from fewstep import cli, grid, samplers
 from fewstep.cli import console
 from fewstep.eval.images import load_image
 from fewstep.eval.models import load_model
+from fewstep.eval.models.pipeline import PipelineModel
 from fewstep.eval.rewards import reward_of
 from fewstep.guides.named import parsed
 from fewstep.guides.steered import placed, steerable
+from fewstep.integrations import pipeline_denoiser
 from fewstep.samplers import guidance
 from fewstep.steering import DRIVERS, load_tree
 from rich.console import Console
 from typer.testing import CliRunner
+
+from ..eval.models import tiny
 
 FEW = ("--nfe", 4, "--levels", 2, "--device", "cpu", "--together", 2)
 
@@ -116,15 +120,33 @@ def test_an_interrupted_tree_is_kept(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_wrong_is_said(options, said):
-    # The last of what is said twice counts.
+    # Of an option that is given twice the last counts.
     assert said in run("steer", *FEW, *options, code=2)
+
+
+@pytest.mark.parametrize("solver", ["sde-dpmpp-2m", "unipc-2"])
+def test_pipelines_are_driven_with_their_prompt(solver):
+    pipe = tiny.stable_diffusion()
+    model = PipelineModel("tiny", pipe, (4, 8, 8), ("a digit",))
+    found = steerable(model, solver, 4, levels=2, label=0, asked=[parsed("3")])
+    best = DRIVERS["best-of"].run(
+        found.chain, lambda x: reward_of("contrast")(found.images(x)), 3 * found.chain.table.nfe
+    )
+    alone = pipeline_denoiser(pipe, prompt=["a digit"], guidance_scale=3.0)
+    assert found.images(best.x).shape == (1, 3, 16, 16)
+    node = found.chain.table.grid.nodes[1]
+    with torch.no_grad():
+        assert torch.equal(found.chain.denoiser(1)(best.x, node), alone(best.x, node))
+    with pytest.raises(ValueError, match="takes a guidance scale alone"):
+        steerable(model, solver, 4, levels=2, asked=[parsed("apg")])
 
 
 def test_a_chain_is_of_the_guided_model():
     """Of a label, guided; a deterministic solver restarts at its levels."""
     model = load_model("mnist")
     found = steerable(model, "unipc-2", 6, levels=3, label=4, asked=[parsed("3")])
-    assert found.chain.levels == found.chain.table.meta["levels"] or len(found.chain.levels) == 2
+    assert [*found.chain.levels] == found.chain.table.meta["levels"]
+    assert len(found.chain.levels) == 2
     assert found.chain.table.name == "unipc-2-restarted"
     node = grid(model.schedule, 6, "uniform").nodes[1]
     x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
