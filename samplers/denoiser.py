@@ -47,6 +47,16 @@ class NetworkDenoiser:
                 f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}"
             )
 
+    def take(self, rows: Tensor, size: int) -> NetworkDenoiser:
+        """That of some samples of a batch of `size`: of `kwargs`, tensors as long are one each."""
+        own = {
+            name: each[rows.to(each.device)]
+            if isinstance(each, Tensor) and each.ndim and len(each) == size
+            else each
+            for name, each in self.kwargs.items()
+        }
+        return replace(self, kwargs=own)
+
     def __call__(self, x: Tensor, node: Node) -> Tensor:
         """Predict clean data, in the dtype of x."""
         call = call_at(node, self.schedule, self.prediction, self.sigma_data)

@@ -28,6 +28,13 @@ def recall_of(denoiser: Denoiser) -> Callable[[Tensor, Node, Memory], tuple[Tens
     return found
 
 
+def taken(denoiser: Denoiser, rows: Tensor, size: int) -> Denoiser:
+    """The denoiser of some samples of a batch, of one that has something of each (`take`)."""
+    take: Any = getattr(denoiser, "take", None)
+    found: Denoiser = denoiser if take is None else take(rows, size)
+    return found
+
+
 def recalled(denoiser: Denoiser, x: Tensor, node: Node, memory: Memory) -> tuple[Tensor, Memory]:
     """x0 of any denoiser, and what is remembered after it."""
     recall = recall_of(denoiser)

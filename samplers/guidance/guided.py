@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...schedules.grid import Node
-from ..recall import FRESH, STREAMS, Denoiser, Memory, recall_of, recalled
+from ..recall import FRESH, STREAMS, Denoiser, Memory, recall_of, recalled, taken
 from ..streams import salted
 
 
@@ -31,7 +31,11 @@ class Ask:
         return x0
 
     def part(self, denoiser: Denoiser, rows: Tensor) -> Tensor:
-        """The x0 of some of the samples, with what is remembered of these."""
+        """The x0 of some of the samples, with what is remembered of these.
+
+        A network's labels, one for each sample of the batch, go with them.
+        """
+        denoiser = taken(denoiser, rows, len(self.x))
         if recall_of(denoiser) is None:
             return denoiser(self.x[rows], self.node)
         own = {name: each[rows.to(each.device)] for name, each in self.memory.items()}

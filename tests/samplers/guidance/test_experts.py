@@ -6,6 +6,7 @@ import fewstep
 import numpy as np
 import pytest
 import torch
+from fewstep import samplers
 from fewstep.samplers import advance, basis, build, exact, guidance, initial, sample
 from fewstep.samplers.denoiser import several
 from fewstep.samplers.guidance.experts import nucleus
@@ -212,3 +213,23 @@ def test_a_new_expert_begins_anew_for_its_samples():
         ddim = carry * xs[n] + (grid.alpha[n + 1] - grid.alpha[n] * carry) * outputs[n]
         far = (xs[n + 1] - ddim).abs().amax(1) > 1e-6
         assert far.tolist() == [i not in switched.get(n, []) for i in range(3)]
+
+
+def test_labels_go_with_their_samples():
+    """Experts whose network has a label for each sample see those of the sub-batch."""
+
+    def network(x, t, class_labels, scale):
+        assert len(class_labels) == len(x)
+        return class_labels[:, None] * scale + 0 * x
+
+    labels = torch.arange(7.0, dtype=torch.float64)
+    law = VPLinear()
+    known = [
+        samplers.denoiser(network, law, "x0", class_labels=sign * labels, scale=torch.ones(1))
+        for sign in (1, -1, 10)
+    ]
+    choice = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    node = fewstep.grid(law, 3, "uniform").nodes[1]
+    found = guidance.ensemble(known, mode="oracle", choice=choice)(x_of(7), node)
+    expected = labels * torch.tensor([1.0, -1, 10])[choice]
+    torch.testing.assert_close(found, expected[:, None].expand(7, 3))

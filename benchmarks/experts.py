@@ -1,0 +1,176 @@
+r"""An ensemble of experts beside one network of the same size and the same training in all.
+
+python benchmarks/experts.py RUNS [--images 5000] [--others 2000] [--solver unipc-3] [--nfe 10]
+    [--out FILE.md]
+
+RUNS holds what these commands left, all without labels:
+
+    fewstep train parts --set by=classes --set 'groups=[[0,6],[1,2],[3,5,8],[4,7,9]]' \
+        --out RUNS/train-parts
+    fewstep train mnist-small --set steps=6000 --out RUNS/monolith
+    fewstep train mnist-small --set labels=RUNS/train-parts --set part=K --set seed=K \
+        --out RUNS/expertK                                                  (K = 0, 1, 2, 3)
+    fewstep train router --set labels=RUNS/train-parts --out RUNS/train-router
+
+Frechet distances to the 10,000 real digits, in the features of the bundled classifier, of the same
+seeds; how often samples change their expert, and how many experts are asked in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from fewstep import grid, samplers, zoo
+from fewstep.eval.extractors import extractor
+from fewstep.eval.images import quantise, save_grid
+from fewstep.eval.metrics import Estimate, FrechetDistance, moments
+from fewstep.eval.models import NetworkModel, load_model
+from fewstep.eval.models.model import counting
+from fewstep.eval.report import Picture, Section, Table, markdown
+from fewstep.guides.classifier import load_noisy_classifier
+from fewstep.samplers import Denoiser, guidance
+from fewstep.samplers.guidance.experts import SWITCHES, Mode
+from fewstep.samplers.streams import uniform
+from fewstep.storage import environment, write_atomically
+from fewstep.zoo.data.labels import load_labels
+
+# Samples at once.
+BATCH = 100
+# Of the stream of a seed, the draw of its part.
+DRAW = 2**40
+Make = Callable[[range], Denoiser]
+
+
+def loaded(folder: Path) -> NetworkModel:
+    """A network that a training left."""
+    found = load_model(str(folder / "model"))
+    if not isinstance(found, NetworkModel):
+        raise TypeError(f"{folder} holds no network")
+    return found
+
+
+def models_in(runs: Path) -> list[NetworkModel]:
+    """The monolith, and the experts."""
+    return [loaded(runs / name) for name in ("monolith", *(f"expert{k}" for k in range(4)))]
+
+
+def ways(models: list[NetworkModel], runs: Path) -> dict[str, Make]:
+    """The denoisers of a batch of seeds, by what they are called."""
+    monolith, *experts = models
+    parts = load_labels(runs / "train-parts")
+    router = load_noisy_classifier(runs / "train-router").router()
+
+    def even(x: torch.Tensor, node: object) -> torch.Tensor:
+        return torch.ones(len(x), 4)
+
+    def ensemble(mode: Mode, **options: Any) -> Make:
+        def make(seeds: range) -> Denoiser:
+            given = dict(options)
+            if mode == "oracle":
+                u = uniform(list(seeds), DRAW, torch.empty(len(seeds), 1))[:, 0]
+                ends = parts.shares.cumsum(0)
+                given["choice"] = torch.searchsorted(ends, u.double()).clamp(max=3)
+            else:
+                given = {"router": router, **given}
+            own = [each.denoiser(None, len(seeds)) for each in experts]
+            return guidance.ensemble(own, mode=mode, seeds=seeds, **given)
+
+        return make
+
+    return {
+        "monolith": lambda seeds: monolith.denoiser(None, len(seeds)),
+        "top-1": ensemble("top"),
+        "top-1, restart at switches": ensemble("top", restart=True),
+        "top-1, margin .1": ensemble("top", margin=0.1),
+        "top-2": ensemble("top", top=2),
+        "nucleus .9": ensemble("nucleus"),
+        "full": ensemble("full"),
+        "sample once": ensemble("sample-once"),
+        "oracle": ensemble("oracle"),
+        "full, a router that knows nothing": ensemble("full", router=even),
+    }
+
+
+def measured(
+    make: Make, networks: list[torch.nn.Module], table: samplers.Tableau, count: int, judge: Any
+) -> tuple[Estimate, float, float, torch.Tensor]:
+    """Distance to the real digits, evaluations and switches of a sample, and some images."""
+    images = zoo.mnist()
+    metric = FrechetDistance(moments(judge(quantise(images.images)).features))
+    calls: list[int] = []
+    switched, shown = 0.0, []
+    with torch.no_grad(), ExitStack() as counted:
+        for network in networks:
+            counted.enter_context(counting(network, calls.append))
+        for first in range(0, count, BATCH):
+            seeds = range(first, min(first + BATCH, count))
+            x = samplers.noise(table.grid, (1, 28, 28), seeds)
+            state = samplers.advance(
+                samplers.initial(table, x, seeds), make(seeds), table, table.grid.nfe
+            )
+            pixels = quantise(state.x)
+            metric.update(judge(pixels).features)
+            switched += float(state.memory.get(SWITCHES, torch.zeros(1)).sum())
+            shown.append(pixels)
+    return metric.estimate(), sum(calls) / count, switched / count, torch.cat(shown)[:100]
+
+
+def main() -> None:
+    """Measure all ways, and report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--images", type=int, default=5000, help="of the monolith and top-1")
+    parser.add_argument("--others", type=int, default=2000, help="of all ways, once more")
+    parser.add_argument("--solver", default="unipc-3")
+    parser.add_argument("--nfe", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/experts.md"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    judge = extractor("mnist-classifier")
+    models = models_in(given.runs)
+    networks = [each.network for each in models]
+    schedule = models[0].schedule
+    table = samplers.build(given.solver, grid(schedule, given.nfe, "uniform"))
+    every = ways(models, given.runs)
+    rows, found = [], {}
+    for name, make in every.items():
+        counts = [given.others, *([given.images] if name in ("monolith", "top-1") else [])]
+        for count in counts:
+            distance, calls, switches, shown = measured(make, networks, table, count, judge)
+            found[name] = distance.value
+            said = f"{distance.value:.4f} +- {distance.error:.4f}"
+            rows.append([name, f"{count}", said, f"{calls:.1f}", f"{switches:.2f}"])
+            print(rows[-1], flush=True)
+        if name in ("monolith", "top-1"):
+            save_grid(shown, given.out.with_name(f"{given.out.stem}-{name}.png"), columns=20)
+    head = ["", "samples", "Frechet distance", "network evaluations", "switches"]
+    ratio = found["top-1"] / found["monolith"]
+    pictures = [
+        Picture(f"{given.out.stem}-{name}.png", f"{name}, the same seeds")
+        for name in ("monolith", "top-1")
+    ]
+    said = [
+        f"top-1 over the monolith, {given.images} samples: {ratio:.3f}",
+        f"features of {judge.name}; {given.solver} at {given.nfe} steps, seeds from 0",
+        f"`python benchmarks/experts.py RUNS --images {given.images} --others {given.others} "
+        f"--solver {given.solver} --nfe {given.nfe}`",
+        ", ".join(f"{k} {v}" for k, v in environment(torch.device("cpu")).items()),
+    ]
+    sections = [
+        Section("Distance to the real digits", (Table(head, rows), *pictures)),
+        Section("How", (said,)),
+    ]
+    text = markdown("Experts and one network", sections)
+    write_atomically(given.out, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
