@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import samplers
 from ..eval.models import Draw, Model, NetworkModel
-from ..eval.models.pipeline import PipelineModel
 from ..schedules import Grid, grid
 from ..steering import Chain
 from .named import Asked, guided
@@ -43,14 +42,12 @@ def steerable(
     """
     if label is not None and not 0 <= label < (model.classes or 0):
         raise ValueError(f"label {label} is not one of the {model.classes or 0} of {model.name}")
-    if isinstance(model, PipelineModel):
-        nodes = grid(model.schedule, steps, spacing)
-        return of_pipeline(model, solver, nodes, levels, label, asked, batch_size)
+    nodes = grid(model.schedule, steps, spacing)
     if not isinstance(model, NetworkModel):
-        raise ValueError(f"{model.name} cannot be driven")
+        return of_pipeline(model, solver, nodes, levels, label, asked, batch_size)
     if label is None and any(each.name not in ("threshold", "self", "minority") for each in asked):
         raise ValueError("guidance by a class needs one: --label")
-    table, places = stochastic(solver, grid(model.schedule, steps, spacing), levels)
+    table, places = stochastic(solver, nodes, levels)
 
     def denoiser(size: int) -> samplers.Denoiser:
         labels = None if label is None else torch.full((size,), label)
@@ -83,7 +80,7 @@ def placed(levels: int | Sequence[int], table: samplers.Tableau) -> tuple[int, .
 
 
 def of_pipeline(
-    model: PipelineModel,
+    model: Model,
     solver: str,
     nodes: Grid,
     levels: int | Sequence[int],
@@ -93,8 +90,11 @@ def of_pipeline(
 ) -> Steerable:
     """A pipeline of diffusers with one of its prompts."""
     # Here, because it takes seconds.
+    from ..eval.models.pipeline import PipelineModel
     from ..integrations import pipeline_denoiser
 
+    if not isinstance(model, PipelineModel):
+        raise ValueError(f"{model.name} is neither a network nor a pipeline: it cannot be driven")
     if any(each.name != "cfg" for each in asked) or len(asked) > 1:
         raise ValueError(f"{model.name} is a whole pipeline, which takes a guidance scale alone")
     scale = asked[0].options["scale"] if asked else 1.0
