@@ -180,8 +180,9 @@ def images_of(data: str | None, model: NetworkModel) -> ImageSet:
 
 
 def picture(images: ImageSet, labels: Labels, path: Path) -> None:
-    """Some images of each label, a row each."""
-    rows = [(labels.labels == k).nonzero()[:SHOWN, 0].tolist() for k in range(labels.classes)]
-    few = min(map(len, rows))
+    """Some images of each label, a row each, from all over the data set."""
+    rows = [(labels.labels == k).nonzero()[:, 0] for k in range(labels.classes)]
+    few = min(SHOWN, *map(len, rows))
     if few:
-        save_grid(images.read([i for row in rows for i in row[:few]]), path, columns=few)
+        shown = [row[(torch.arange(few) + 0.5).mul(len(row) / few).long()] for row in rows]
+        save_grid(images.read(torch.cat(shown).tolist()), path, columns=few)
