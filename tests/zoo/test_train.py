@@ -8,6 +8,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from fewstep import configs, zoo
 from fewstep.cli.tasks import train
 from fewstep.zoo import train as module
+from fewstep.zoo.data import identity
+from fewstep.zoo.data.labels import Labels
 from fewstep.zoo.train import (
     TrainConfig,
     denoising_loss,
@@ -99,7 +101,7 @@ def test_drift_is_an_error_of_the_mean_in_x0():
 
 
 def test_a_task_is_found_by_name_and_its_settings_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="there is mnist, mnist-classifier, text"):
+    with pytest.raises(ValueError, match="there is minority, mnist, mnist-classifier"):
         train("cifar", tmp_path, {})
     with pytest.raises(ValueError, match="stepz"):
         train("mnist", tmp_path, {"stepz": 3})
@@ -167,3 +169,27 @@ def test_the_loss_counts_noisy_times_more_and_has_mean_one():
     assert loss(1.0, slice(0, 1)) == pytest.approx(1, rel=1e-5)
     # From clean (1 / alpha^2 = 1) to the cap.
     assert loss(25.0, slice(999, 1000)) / loss(25.0, slice(0, 1)) == pytest.approx(25, rel=1e-3)
+
+
+def test_an_expert_learns_its_part_alone(tmp_path, monkeypatch):
+    """Only images of its label are seen, and it is the training on these as a set of their own."""
+    images, labels = module.datasets.mnist()
+    parts = torch.arange(len(labels)) % 3
+    Labels(parts, 3, identity(zoo.Images(images, labels))).save(tmp_path / "parts")
+    told = {"labels": str(tmp_path / "parts"), "part": 1}
+    expert = weights(train_denoiser(config(**told), tmp_path / "expert"))
+    own = zoo.Images(images[parts == 1], labels[parts == 1])
+    monkeypatch.setattr(module.datasets, "mnist", lambda: own)
+    alone = weights(train_denoiser(config(), tmp_path / "alone"))
+    assert all(torch.equal(expert[name], alone[name]) for name in alone)
+    with pytest.raises(ValueError, match="other images"):
+        train_denoiser(config(**told), tmp_path / "x")
+
+
+def test_parts_that_are_not_there_are_told(tmp_path):
+    images, labels = module.datasets.mnist()
+    Labels(labels * 0, 2, identity(zoo.Images(images, labels))).save(tmp_path)
+    with pytest.raises(ValueError, match="part 1 has no images"):
+        train_denoiser(config(labels=str(tmp_path), part=1), tmp_path / "x")
+    with pytest.raises(ValueError, match="go together"):
+        train_denoiser(config(part=1), tmp_path / "x")
