@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +41,16 @@ from fewstep.steering import (
     draw,
     fittest,
     grow_for,
+    smc,
 )
-from fewstep.storage import environment, read_arrays, write_arrays, write_atomically
+from fewstep.storage import (
+    digest,
+    environment,
+    fingerprint,
+    read_arrays,
+    write_arrays,
+    write_atomically,
+)
 from matplotlib.figure import Figure
 
 LAWS = ("smc", "dts")
@@ -57,36 +65,51 @@ def chain_of(model: NetworkModel, solver: str, steps: int, levels: int) -> Chain
     return Chain(table, partial(model.denoiser, None), model.shape, places)
 
 
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A driver at a budget: what it spent, the best reward it found, and what it would return."""
+
+    spent: int
+    best: float
+    found: Steered
+
+
 def courses(
-    name: str, chain: Chain, reward: Reward, budgets: Sequence[int], scale: float, seed: int
-) -> Iterator[tuple[Steered, float, float]]:
-    """What a driver has at each budget, the best reward and the mean of what it returns."""
+    name: str,
+    chain: Chain,
+    reward: Reward,
+    budgets: Sequence[int],
+    scale: float,
+    draws: int,
+    seed: int,
+) -> Iterator[Course]:
+    """What a driver has at each budget; of the drivers of a law that many draws."""
     rules = DRIVERS[name].rules
     if rules is not None:
         tree = Tree(rules(scale), seed)
         for budget in budgets:
-            batch = max(1, min(TOGETHER, budget // (4 * chain.table.nfe)))
-            grow_for(tree, chain, reward, budget, batch=batch)
+            grow_for(tree, chain, reward, budget, batch=TOGETHER)
             best = fittest(tree, 1)
-            found = draw(tree, 500, seed=seed) if name in LAWS else best
-            yield found, float(best.rewards[0]), found.mean_reward()
+            found = draw(tree, draws, seed=seed) if name in LAWS else best
+            yield Course(tree.evaluations, float(best.rewards[0]), found)
     elif name == "best-of":
         # All tries once: the first of them are those of a smaller budget.
         tries = best_of(chain, reward, 1, count=budgets[-1] // chain.table.nfe, seed=seed)
         for budget in budgets:
-            first = tries.rewards[: budget // chain.table.nfe]
-            best = int(first.argmax())
-            one = replace(tries, x=tries.x[[best]], rewards=first[[best]], weights=np.ones(1))
-            yield one, float(first.max()), float(first.max())
+            first = budget // chain.table.nfe
+            one = replace(tries, x=tries.x[:first], rewards=tries.rewards[:first]).fittest(1)
+            yield Course(first * chain.table.nfe, float(one.rewards[0]), one)
     else:
         for budget in budgets:
-            found = DRIVERS[name].run(chain, reward, budget, count=1, scale=scale, seed=seed)
-            if name in LAWS:
-                particles = budget // chain.table.nfe
-                found = DRIVERS[name].run(
-                    chain, reward, budget, count=particles, scale=scale, seed=seed
-                )
-            yield found, float(found.rewards.max()), found.mean_reward()
+            # Of the particles, all of them.
+            count = budget // chain.table.nfe
+            if name == "smc":
+                every = smc(chain, reward, count, scale=scale, seed=seed)
+                best, found = float(every.rewards.max()), every.drawn(draws, seed)
+            else:
+                every = found = DRIVERS[name].run(chain, reward, budget, scale=scale, seed=seed)
+                best = float(found.rewards[0])
+            yield Course(every.evaluations, best, found)
 
 
 def one_part(
@@ -101,16 +124,20 @@ def one_part(
     """A driver towards a class: rewards by budget, the last samples and their features."""
     path = given.runs / f"{name}-{digit}-{seed}.npz"
     scale = given.search_scale if name == "dts-star" else given.scale
-    key = str([given.budgets, given.solver, given.steps, given.levels, scale, str(given.reward)])
+    said = [given.budgets, given.solver, given.steps, given.levels, scale, given.draws, TOGETHER]
+    key = digest(said, given.weights)
     kept = read_arrays(path, key)
     if kept is not None:
         return kept
-    rows = list(courses(name, chain, reward, given.budgets, scale, 1000 * (seed + 1) + digit))
-    last = rows[-1][0]
-    pixels = quantise(last.x[: given.draws])
+    place = 1000 * (seed + 1) + digit
+    rows = list(courses(name, chain, reward, given.budgets, scale, given.draws, place))
+    last = rows[-1].found
+    pixels = quantise(last.x)
     found = {
-        "best": np.array([row[1] for row in rows]),
-        "mean": np.array([row[2] for row in rows]),
+        "spent": np.array([row.spent for row in rows]),
+        "best": np.array([row.best for row in rows]),
+        "mean": np.array([row.found.mean_reward() for row in rows]),
+        "distinct": np.array(len(last.x.flatten(1).unique(dim=0))),
         "pixels": pixels.numpy(),
         "features": judge(pixels).features.numpy(),
     }
@@ -124,7 +151,9 @@ def summary(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
 
 
-def fewer(budgets: Sequence[int], ours: np.ndarray, theirs: np.ndarray) -> list[str]:
+def fewer(
+    spent: np.ndarray, budgets: Sequence[int], ours: np.ndarray, theirs: np.ndarray
+) -> list[str]:
     """At each budget of the other, what share of it reaches as much: between points by log NFE."""
     rising = np.maximum.accumulate(ours)
     found = []
@@ -132,9 +161,9 @@ def fewer(budgets: Sequence[int], ours: np.ndarray, theirs: np.ndarray) -> list[
         if goal > rising[-1]:
             found.append("not reached")
         elif goal <= rising[0]:
-            found.append(f"below {budgets[0] / budget:.2f}")
+            found.append(f"below {spent[0] / budget:.2f}")
         else:
-            found.append(f"{np.exp(np.interp(goal, rising, np.log(budgets))) / budget:.2f}")
+            found.append(f"{np.exp(np.interp(goal, rising, np.log(spent))) / budget:.2f}")
     return found
 
 
@@ -165,6 +194,7 @@ def report(
     cells = [(digit, seed) for seed in range(given.seeds) for digit in given.classes]
     budgets = given.budgets
     best = {name: summary(np.stack([p["best"] for p in found])) for name, found in parts.items()}
+    spent = {name: np.stack([p["spent"] for p in found]).mean(0) for name, found in parts.items()}
     mean = {name: summary(np.stack([p["mean"] for p in parts[name]])) for name in LAWS}
 
     def rows_of(values: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[list[str]]:
@@ -175,20 +205,21 @@ def report(
 
     head = ["driver", *(f"{budget}" for budget in budgets)]
     shares = [
-        [name, *fewer(budgets, best[name][0], best["best-of"][0])]
+        [name, *fewer(spent[name], budgets, best[name][0], best["best-of"][0])]
         for name in parts
         if name != "best-of"
     ]
     apart = distances(parts, cells, judge)
     difference = apart["dts"] - apart["smc"]
     count = math.sqrt(len(cells))
+    several = {name: f"{np.mean([part['distinct'] for part in parts[name]]):.0f}" for name in LAWS}
     laws = [
-        [name, f"{each.mean():.4f} +- {each.std(ddof=1) / count:.4f}"]
+        [name, f"{each.mean():.4f} +- {each.std(ddof=1) / count:.4f}", several.get(name, "")]
         for name, each in {**apart, "dts - smc": difference}.items()
     ]
     share = Table(head, shares)
     picture = Picture(given.out.with_suffix(".png").name, "best reward against evaluations")
-    plot(given.out.with_suffix(".png"), budgets, best)
+    plot(given.out.with_suffix(".png"), spent, best)
     said = [
         f"the reward is log p(class) by another classifier; {given.solver} at {given.steps} steps, "
         f"{given.levels} levels; classes {', '.join(map(str, given.classes))}, {given.seeds} seeds "
@@ -197,30 +228,35 @@ def report(
         "of a tree at once",
         f"`python benchmarks/steering.py RUNS --reward {given.reward.name} --classes "
         f"{','.join(map(str, given.classes))} --seeds {given.seeds} --budgets "
-        f"{','.join(map(str, budgets))} --scale {given.scale:g} --search-scale "
-        f"{given.search_scale:g}`",
+        f"{','.join(map(str, budgets))} --solver {given.solver} --steps {given.steps} --levels "
+        f"{given.levels} --scale {given.scale:g} --search-scale {given.search_scale:g} --draws "
+        f"{given.draws}`",
         ", ".join(f"{k} {v}" for k, v in environment(torch.device("cpu")).items()),
     ]
     title = f"Frechet distance to the real digits of the class ({judge.name} features)"
     law = f"{title}, {given.draws} draws at {budgets[-1]} evaluations"
     sections = [
         Section("Best reward for so many evaluations", (Table(head, rows_of(best)), picture)),
+        Section(
+            "Evaluations spent, in the mean",
+            (Table(head, [[n, *(f"{v:.0f}" for v in each)] for n, each in spent.items()]),),
+        ),
         Section("Share of best-of's evaluations with which others have its reward", (share,)),
         Section("Mean reward of what drivers of the law return", (Table(head, rows_of(mean)),)),
-        Section(law, (Table(["driver", "distance"], laws),)),
+        Section(law, (Table(["driver", "distance", "distinct samples"], laws),)),
         Section("How", (said,)),
     ]
     return markdown("Drivers on the bundled digits", sections)
 
 
 def plot(
-    path: Path, budgets: Sequence[int], best: dict[str, tuple[np.ndarray, np.ndarray]]
+    path: Path, spent: dict[str, np.ndarray], best: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """The best reward against evaluations."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for name, (middle, error) in best.items():
-        axes.errorbar(budgets, middle, error, marker="o", capsize=2, label=name)
+        axes.errorbar(spent[name], middle, error, marker="o", capsize=2, label=name)
     axes.set(xscale="log", xlabel="network evaluations per image", ylabel="best log p(class)")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -251,11 +287,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("runs/steering.md"))
     given = parser.parse_args()
+    given.budgets = sorted({*given.budgets})
+    if given.seeds * len(given.classes) < 2:
+        parser.error("standard errors need two classes or seeds")
     given.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     model, judge = load_model("mnist"), extractor("mnist-classifier")
     if not isinstance(model, NetworkModel):
         raise TypeError("the bundled digits are a network")
+    given.weights = [model.fingerprint, fingerprint(zoo.load_classifier(given.reward))]
+    given.weights = [model.fingerprint, fingerprint(zoo.load_classifier(given.reward))]
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in given.drivers.split(",")}
     for seed in range(given.seeds):
         for digit in given.classes:

@@ -55,7 +55,12 @@ def sample(
     plain = [each.options["scale"] for each in asked if each.name == "cfg"]
     loaded = load_model(model, pick_device(device))
     table = table_within(
-        loaded.schedule, SolverConfig(name=solver), nfe, spacing, "zero", *plain[:1]
+        loaded.schedule,
+        SolverConfig(name=solver),
+        nfe,
+        spacing,
+        "zero",
+        plain[0] if plain else 1.0,
     )
     labels = None
     if loaded.classes is not None:

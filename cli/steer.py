@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from ..eval.images import quantise, save_grid
-from ..eval.models import load_model, pick_device
+from ..eval.models import NetworkModel, load_model, pick_device
+from ..eval.models.model import counting
 from ..eval.rewards import STATISTICS, total_reward
-from ..guides.named import parsed
+from ..guides.named import networks_of, parsed
 from ..guides.steered import steerable
 from ..steering import DRIVERS, Chain, Reward, Steered, Tree, load_tree, save_tree
 from ..storage import environment, write_json
@@ -31,7 +34,14 @@ def steer(
             "-30*brightness. Repeatable: they are added up."
         ),
     ] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Network evaluations in all.")] = 2000,
+    budget: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Evaluations of the denoiser in all; with guidance each is several "
+            "calls of the network.",
+        ),
+    ] = 2000,
     count: Annotated[int, typer.Option(min=1, help="How many samples to return.")] = 10,
     scale: Annotated[
         float,
@@ -79,6 +89,7 @@ def steer(
     where = pick_device(device)
     loaded = load_model(model, where, prompts=() if prompt is None else (prompt,))
     judge = total_reward(reward, where)
+    asked = [parsed(text) for text in guidance or []]
     chain, images = steerable(
         loaded,
         solver,
@@ -86,36 +97,61 @@ def steer(
         spacing=spacing,
         levels=levels_of(levels),
         label=label,
-        asked=[parsed(text) for text in guidance or []],
+        asked=asked,
         batch_size=batch_size,
     )
     start = time.monotonic()
-    with progress_bar(f"{driver}, {chain.table.name}") as progress:
+    options: dict[str, Any] = {"count": count, "scale": scale, "seed": seed}
+    about = {"model": model, "label": label, "prompt": prompt, "guidance": guidance or []}
+    about |= {"reward": reward, "weights": loaded.fingerprint}
+    calls: list[int] = []
+    with progress_bar(f"{driver}, {chain.table.name}") as progress, ExitStack() as stack:
         chain.meter.watch = lambda meter: progress(min(meter.evaluations, budget), budget, "")
-        options: dict[str, Any] = {"count": count, "scale": scale, "seed": seed}
-        found = driven(driver, chain, lambda x: judge(images(x)), budget, tree, together, options)
+        networks = [loaded.network]
+        if isinstance(loaded, NetworkModel):
+            networks = networks_of(loaded, asked)
+        for network in networks:
+            stack.enter_context(counting(network, calls.append))
+        kept = Kept(tree, together, json.dumps(about, sort_keys=True))
+        found = driven(driver, chain, lambda x: judge(images(x)), budget, kept, options)
     folder.mkdir(parents=True, exist_ok=True)
     save_grid(quantise(images(found.x)), folder / "images.png")
     said = {
         "driver": driver,
-        "reward": reward,
+        **about,
         "rewards": found.rewards.tolist(),
         "evaluations": found.evaluations,
+        "network_calls": sum(calls),
         "reward_calls": found.reward_calls,
         "log_z": found.log_z,
         "seconds": round(time.monotonic() - start, 1),
-        "options": {"budget": budget, **options, "model": model, "label": label, "nfe": nfe},
-        "table": {"name": chain.table.name, "levels": list(chain.levels)},
+        "options": {"budget": budget, **options, "batch_size": batch_size, "together": together},
+        "table": {
+            "name": chain.table.name,
+            "nfe": nfe,
+            "spacing": spacing,
+            "levels": list(chain.levels),
+        },
+        "tree": None if tree is None else str(tree),
         "environment": environment(where),
     }
     write_json(folder / "steered.json", said)
     console.out.print(
         f"{len(found.rewards)} samples of reward {found.rewards.max():.4g} at best, "
-        f"{found.mean_reward():.4g} in the mean, by {found.evaluations} network evaluations and "
-        f"{found.reward_calls} of the reward: {folder / 'images.png'}",
+        f"{found.mean_reward():.4g} in the mean, by {found.evaluations} evaluations of the "
+        f"denoiser ({sum(calls)} of the network now) and {found.reward_calls} of the reward: "
+        f"{folder / 'images.png'}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+class Kept(NamedTuple):
+    """The file of a tree if any, how many of its rollouts go together, and what it is about."""
+
+    file: Path | None
+    together: int
+    about: str
 
 
 def driven(
@@ -123,27 +159,26 @@ def driven(
     chain: Chain,
     reward: Reward,
     budget: int,
-    file: Path | None,
-    together: int,
+    kept: Kept,
     options: dict[str, Any],
 ) -> Steered:
     """Run a driver; a tree is kept in its file, whatever happens."""
-    entry = DRIVERS[driver]
+    entry, file = DRIVERS[driver], kept.file
     if entry.rules is None:
         return entry.run(chain, reward, budget, **options)
     rules = entry.rules(options["scale"])
     grown = Tree(rules, options["seed"])
     if file is not None and file.exists():
-        grown = load_tree(file, chain)
+        grown = load_tree(file, chain, kept.about)
         if (grown.rules, grown.seed) != (rules, options["seed"]):
             raise ValueError(f"{file} has grown by other rules ({grown.rules}) or another seed")
         # What was spent before counts.
         chain.meter.evaluations = grown.evaluations
     try:
-        return entry.run(chain, reward, budget, **options, batch=together, tree=grown)
+        return entry.run(chain, reward, budget, **options, batch=kept.together, tree=grown)
     finally:
         if file is not None and grown.iterations:
-            save_tree(grown, chain, file)
+            save_tree(grown, chain, file, kept.about)
 
 
 def levels_of(text: str) -> int | list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from .. import zoo
 
+# "-30*brightness".
+FACTOR = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(.+)$")
 # [B] of images [B, C, H, W] in [-1, 1].
 ImageReward = Callable[[Tensor], Tensor]
 
@@ -30,9 +33,8 @@ def contrast(images: Tensor) -> Tensor:
 
 def sharpness(images: Tensor) -> Tensor:
     """The mean absolute difference of neighbours, across and down."""
-    return images.diff(dim=-1).abs().flatten(1).mean(1) + images.diff(dim=-2).abs().flatten(1).mean(
-        1
-    )
+    across, down = (images.diff(dim=d).abs().flatten(1).mean(1) for d in (-1, -2))
+    return across + down
 
 
 STATISTICS: dict[str, ImageReward] = {
@@ -43,7 +45,9 @@ STATISTICS: dict[str, ImageReward] = {
 
 
 def class_log_prob(images: Tensor, classifier: zoo.Classifier, label: int) -> Tensor:
-    """log p(label | image) of a digit classifier."""
+    """log p(label | image) of a digit classifier; ValueError for other images than digits."""
+    if images.shape[1:] != (1, 28, 28):
+        raise ValueError(f"class: a digit is [1, 28, 28], not {list(images.shape[1:])}")
     return functional.log_softmax(classifier(images.float().clamp(-1, 1)), 1)[:, label]
 
 
@@ -57,18 +61,18 @@ def reward_of(spec: str, device: torch.device | str = "cpu") -> ImageReward:
 
     Raises ValueError for anything else, FileNotFoundError for a classifier that is not there.
     """
-    factor, star, name = spec.rpartition("*")
-    if star:
-        return scaled(reward_of(name, device), number(spec, factor))
+    found = FACTOR.match(spec)
+    if found:
+        return scaled(reward_of(found[2], device), float(found[1]))
     if spec in STATISTICS:
         return STATISTICS[spec]
     kind, colon, rest = spec.partition(":")
     if kind == "class" and colon:
         label, _, folder = rest.partition("@")
-        found = zoo.load_classifier(Path(folder)) if folder else zoo.mnist_classifier()
-        if not (label.isdecimal() and int(label) < found.head.out_features):
-            raise ValueError(f"{spec}: a class is 0 to {found.head.out_features - 1}")
-        return partial(class_log_prob, classifier=found.to(device), label=int(label))
+        judge = zoo.load_classifier(Path(folder)) if folder else zoo.mnist_classifier()
+        if not (label.isdecimal() and int(label) < judge.head.out_features):
+            raise ValueError(f"{spec}: a class is 0 to {judge.head.out_features - 1}")
+        return partial(class_log_prob, classifier=judge.to(device), label=int(label))
     if colon:
         return imported(spec, kind, rest)
     raise ValueError(
@@ -90,14 +94,6 @@ def total_reward(specs: Sequence[str], device: torch.device | str = "cpu") -> Im
 def scaled(reward: ImageReward, factor: float) -> ImageReward:
     """A reward times a number."""
     return lambda images: factor * reward(images)
-
-
-def number(spec: str, text: str) -> float:
-    """The factor before a reward."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{spec}: {text!r} is no number to multiply a reward with") from None
 
 
 def imported(spec: str, module: str, name: str) -> ImageReward:

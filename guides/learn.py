@@ -19,7 +19,7 @@ from ..eval.sources import ImageSet
 from ..samplers.streams import salted, standard_normal
 from ..schedules import Schedule, grid
 from ..schedules.files import to_dict
-from ..storage import write_json
+from ..storage import digest, write_json
 from ..training import Task, accelerator_for, share, shuffled, train
 from ..zoo.classifier import shifted
 from ..zoo.data.labels import Labels, load_labels
@@ -61,7 +61,7 @@ def train_classifier(
         facts={
             **config.model_dump(mode="json", exclude={"training", "model"}),
             "schedule": to_dict(model.schedule),
-            "labels": known.labels.bincount().tolist(),
+            "labels": digest(known.labels.numpy()),
             "data": images.identity,
         },
     )
@@ -153,7 +153,9 @@ def validated(
     module: nn.Module,
 ) -> Mapping[str, float]:
     """The cross-entropy of held-out images, each at a level and with a noise that stay the same."""
-    chosen = torch.arange(len(rows)) * levels.shape[1] // len(rows)
+    # In an order of their own: data may be sorted by their labels.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    chosen = order * levels.shape[1] // len(rows)
     logits, target = told(module, images, labels, rows, levels[:, chosen], accelerator.device)
     right = (logits.argmax(1) == target).double().mean()
     return {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..eval.models import Draw, NetworkModel, load_model
@@ -33,15 +34,17 @@ class Batch(NamedTuple):
 
     @property
     def free(self) -> Denoiser:
-        """That of no class in particular; ValueError where there are no classes."""
-        if self.model.classes is None or self.draw.labels is None:
+        """That of no class in particular; ValueError where there is no class."""
+        if self.model.classes is None:
             raise ValueError(f"{self.model.name} has no classes to guide by")
+        if self.draw.labels is None:
+            raise ValueError("this guidance is towards a class: give a label")
         return self.model.denoiser(None, len(self.draw.seeds))
 
 
 def cfg(batch: Batch, scale: float = 2.0) -> Denoiser:
     """Away from the model without a class."""
-    return guidance.cfg(batch.denoiser, batch.free, scale)
+    return batch.denoiser if scale == 1 else guidance.cfg(batch.denoiser, batch.free, scale)
 
 
 def interval(batch: Batch, scale: float = 3.0, low: float = 0.3, high: float = 5.0) -> Denoiser:
@@ -56,7 +59,11 @@ def plus_plus(batch: Batch, strength: float = 0.6) -> Denoiser:
 
 def rescaled(batch: Batch, scale: float = 3.0, rescale: float = 0.7) -> Denoiser:
     """Cfg with the deviation of what is not guided."""
-    return guidance.rescaled(batch.denoiser, batch.free, scale, rescale)
+    own = batch.own
+    prediction = own.prediction if isinstance(own, NetworkDenoiser) else "v"
+    return guidance.rescaled(
+        batch.denoiser, batch.free, scale, rescale, "v" if prediction == "edm" else prediction
+    )
 
 
 def zero_star(batch: Batch, scale: float = 3.0, zero_steps: int = 1) -> Denoiser:
@@ -70,19 +77,35 @@ def apg(
     momentum: float = 0.0,
     norm: float = math.inf,
     parallel: float = 0.0,
+    name: str = "apg",
 ) -> Denoiser:
     """Cfg without what is parallel to the prediction, or too long."""
     return guidance.apg(
-        batch.denoiser, batch.free, scale, momentum=momentum, norm=norm, parallel=parallel
+        batch.denoiser,
+        batch.free,
+        scale,
+        momentum=momentum,
+        norm=norm,
+        parallel=parallel,
+        name=name,
     )
 
 
 def auto(batch: Batch, model: str, scale: float = 2.0) -> Denoiser:
     """Away from a worse model with the same condition."""
-    other = load_model(model, batch.model.device)
-    if not isinstance(other, NetworkModel) or other.shape != batch.model.shape:
+    other = worse(model, batch.model.device)
+    if other.shape != batch.model.shape:
         raise ValueError(f"auto: {model} is no network for samples like {batch.model.name}'s")
     return guidance.autoguidance(batch.denoiser, batch._replace(model=other).own, scale)
+
+
+@lru_cache(maxsize=4)
+def worse(name: str, device: torch.device) -> NetworkModel:
+    """Another model, loaded once."""
+    found = load_model(name, device)
+    if not isinstance(found, NetworkModel):
+        raise ValueError(f"auto: {name} is a whole pipeline, and not a network alone")
+    return found
 
 
 def pag(
@@ -93,7 +116,7 @@ def pag(
     blur: float = math.inf,
 ) -> Denoiser:
     """Away from perturbed layers: kind identity (PAG), blurred (SEG) or skipped (SLG)."""
-    # Here, because it takes seconds, as below.
+    # Here, because it takes seconds.
     from ..integrations import perturbed
 
     own = batch.own
@@ -106,13 +129,20 @@ def pag(
 
 def minority(batch: Batch, folder: str, scale: float = 3.5, level: int = -1) -> Denoiser:
     """Towards a level of rarity (-1: the last), by `fewstep train minority`."""
-    from .classifier import load_noisy_classifier
-
-    found = load_noisy_classifier(folder).to(batch.model.device)
+    found = levels_of(folder, batch.model.device)
     levels = found.head.out_features
     if not -levels <= level < levels:
         raise ValueError(f"minority: level {level} is not one of 0 to {levels - 1}")
     return guidance.classifier(batch.denoiser, found.towards(level % levels), scale)
+
+
+@lru_cache(maxsize=4)
+def levels_of(folder: str, device: torch.device) -> Any:
+    """The classifier in a folder, loaded once."""
+    # Here, because it takes seconds.
+    from .classifier import load_noisy_classifier
+
+    return load_noisy_classifier(folder).to(device)
 
 
 def self_guided(batch: Batch, scale: float = 0.2, time: float = 0.8, every: int = 1) -> Denoiser:
@@ -184,12 +214,18 @@ def typed(head: str, key: str, kind: str, text: str) -> Any:
     """The value of an option, a number where it is one."""
     if kind not in ("float", "int"):
         return text
-    value = yaml.safe_load(text) if text not in ("inf", "-inf") else float(text)
-    if isinstance(value, bool) or not isinstance(value, int | (float if kind == "float" else int)):
-        raise ValueError(
-            f"{head}: {key} is a {'whole ' if kind == 'int' else ''}number, not {text}"
-        )
+    try:
+        value = int(text) if kind == "int" else float(text)
+    except ValueError:
+        sort = "whole number" if kind == "int" else "number"
+        raise ValueError(f"{head}: {key} is a {sort}, not {text}") from None
+    if not (math.isfinite(value) or key in UNBOUNDED):
+        raise ValueError(f"{head}: {key} is a finite number, not {text}")
     return value
+
+
+# Of which infinity means something.
+UNBOUNDED = ("norm", "blur", "high", "most")
 
 
 def described(name: str) -> str:
@@ -210,9 +246,11 @@ def sampled(
     batch_size: int = 100,
     on_call: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """As `in_batches`, guided by all that is asked for."""
+    """As `in_batches`, guided by all that is asked for; `on_call` hears of other networks, too."""
     found = []
-    with counting(model.network, on_call), torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        for network in networks_of(model, asked):
+            stack.enter_context(counting(network, on_call))
         for first in range(0, len(draw.seeds), batch_size):
             part = draw.part(slice(first, first + batch_size))
             found.append(model.sampled(table, part, guided(asked, model, part)).cpu())
@@ -222,6 +260,12 @@ def sampled(
 def summary(name: str) -> str:
     """How a guidance is written, and what it does."""
     return f"{name},{described(name)}: {inspect.getdoc(GUIDANCE[name])}"
+
+
+def networks_of(model: NetworkModel, asked: Sequence[Asked]) -> list[torch.nn.Module]:
+    """The networks that denoise: that of the model, and of worse ones to go away from."""
+    others = [worse(e.options["model"], model.device) for e in asked if e.name == "auto"]
+    return [model.network, *(each.network for each in others)]
 
 
 def guided(

@@ -35,18 +35,16 @@ def steerable(
 ) -> Steerable:
     """A model with a solver of so many steps, looked at on `levels`: their nodes, or how many.
 
-    A deterministic solver goes back to more noise at every level but the first (see
-    `samplers.restarted`). Samples are of one `label`, which of a pipeline with prompts is the
-    number of its prompt, or of none; of a pipeline `asked` is a scale alone. Raises ValueError for
-    a label that there is not, and what `Chain` does.
+    A deterministic solver goes back to more noise at every level, of which node 0 is none (see
+    `samplers.restarted`). Samples are of one `label`, or of none; of a pipeline with prompts it is
+    the number of one, and `asked` a scale alone. Raises ValueError for a label that there is not,
+    or that is missing, and what `Chain` does.
     """
     if label is not None and not 0 <= label < (model.classes or 0):
         raise ValueError(f"label {label} is not one of the {model.classes or 0} of {model.name}")
     nodes = grid(model.schedule, steps, spacing)
     if not isinstance(model, NetworkModel):
         return of_pipeline(model, solver, nodes, levels, label, asked, batch_size)
-    if label is None and any(each.name not in ("threshold", "self", "minority") for each in asked):
-        raise ValueError("guidance by a class needs one: --label")
     table, places = stochastic(solver, nodes, levels)
 
     def denoiser(size: int) -> samplers.Denoiser:
@@ -65,7 +63,9 @@ def stochastic(
     table = samplers.build(solver, nodes)
     if table.stochastic:
         return table, placed(levels, table)
-    table = samplers.restarted(solver, nodes, [k for k in placed(levels, table) if k])
+    # Before the first restart all begin in noise of their own.
+    places = placed(levels + 1, table)[1:] if isinstance(levels, int) else tuple(levels)
+    table = samplers.restarted(solver, nodes, places)
     return table, tuple(table.meta["levels"])
 
 
@@ -98,7 +98,11 @@ def of_pipeline(
     if any(each.name != "cfg" for each in asked) or len(asked) > 1:
         raise ValueError(f"{model.name} is a whole pipeline, which takes a guidance scale alone")
     scale = asked[0].options["scale"] if asked else 1.0
-    labels = torch.tensor([label or 0]) if model.classes else None
+    if label is None and len(model.prompts) == 1:
+        label = 0
+    if label is None and model.classes:
+        raise ValueError(f"{model.name} draws one of {model.classes} kinds: give a label")
+    labels = None if label is None else torch.tensor([label])
     told = model.conditions(Draw([0], labels, scale))
     call = {key: value for key, value in {**model.call, **told}.items() if key not in COUNTED}
     denoiser = pipeline_denoiser(model.pipe, **call)

@@ -76,11 +76,14 @@ class State:
 
 
 def joined(states: Sequence[State]) -> State:
-    """States at one step of one table as one batch, in their order; ValueError for others."""
+    """States at one step of one table as one batch, in their order; ValueError for others.
+
+    What is remembered of some of them only is zero for the others.
+    """
     first = states[0]
     if len(states) == 1:
         return first
-    shared = {(each.step, each.live, each.live_noises, *each.memory) for each in states}
+    shared = {(each.step, each.live, each.live_noises) for each in states}
     if len(shared) > 1:
         raise ValueError("joined: these states are not at one step of one table")
     return replace(
@@ -89,8 +92,20 @@ def joined(states: Sequence[State]) -> State:
         outputs=tuple(torch.cat(each) for each in zip(*(s.outputs for s in states), strict=True)),
         noises=tuple(torch.cat(each) for each in zip(*(s.noises for s in states), strict=True)),
         seeds=tuple([seed for each in states for seed in each.seeds]),
-        memory={name: torch.cat([s.memory[name] for s in states]) for name in first.memory},
+        memory=remembered(states),
     )
+
+
+def remembered(states: Sequence[State]) -> Memory:
+    """The memories of several states as that of one batch."""
+    like = {name: each for state in states for name, each in state.memory.items()}
+
+    def of(state: State, name: str) -> Tensor:
+        found = state.memory.get(name)
+        shape = (len(state.x), *like[name].shape[1:])
+        return like[name].new_zeros(shape) if found is None else found
+
+    return {name: torch.cat([of(state, name) for state in states]) for name in like}
 
 
 def anew(outputs: tuple[Tensor, ...], fresh: Tensor) -> tuple[Tensor, ...]:

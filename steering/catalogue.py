@@ -26,22 +26,24 @@ class Driver(NamedTuple):
 def best_for(
     chain: Chain, reward: Reward, budget: int, *, count: int = 1, scale: float = 1.0, seed: int = 0
 ) -> Steered:
-    """`best_of`; the reward's scale changes nothing."""
-    return best_of(chain, reward, share(chain, budget, count), count=count, seed=seed)
+    """The best of all samples; the reward's scale changes nothing."""
+    tries = share(chain, budget, count) * count
+    return best_of(chain, reward, 1, count=tries, seed=seed).fittest(count)
 
 
 def svdd_for(
     chain: Chain, reward: Reward, budget: int, *, count: int = 1, scale: float = 1.0, seed: int = 0
 ) -> Steered:
     """`svdd`, which takes the best children; the reward's scale changes nothing."""
-    return svdd(chain, reward, share(chain, budget, count), count=count, seed=seed)
+    children = share(chain, budget, count, looked_at=True)
+    return svdd(chain, reward, children, count=count, seed=seed)
 
 
 def smc_for(
     chain: Chain, reward: Reward, budget: int, *, count: int = 1, scale: float = 1.0, seed: int = 0
 ) -> Steered:
     """`smc` with all the particles that there are evaluations for; `count` drawn by weight."""
-    particles = share(chain, budget, 1)
+    particles = share(chain, budget, 1, looked_at=True)
     return smc(chain, reward, particles, scale=scale, seed=seed).drawn(count, seed)
 
 
@@ -91,12 +93,15 @@ def dts_star_rules(scale: float) -> TreeRules:
     return TreeRules(scale, "uct", width=2.0, widening=0.5, explore=0.3)
 
 
-def share(chain: Chain, budget: int, count: int) -> int:
+def share(chain: Chain, budget: int, count: int, looked_at: bool = False) -> int:
     """How many whole runs there are evaluations for, for each of `count` samples.
 
+    A run that is looked at on its levels costs one more where no step begins with that evaluation.
     ValueError where there is none.
     """
     calls = chain.table.nfe
+    if looked_at:
+        calls += sum(not chain.table.steps[level].call for level in chain.levels[1:])
     if budget < calls * count:
         raise ValueError(
             f"{budget} evaluations are not enough for {count} x {calls}: one run of "

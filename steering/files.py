@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..samplers import State
 from ..samplers.executor import joined
+from ..samplers.recall import STREAMS
 from ..storage import digest, replacing
 from .chain import Chain
 from .tree import Tree, TreeNode, TreeRules
@@ -24,10 +25,11 @@ FACTS = "facts"
 COLUMNS = {"level": int, "parent": int, "value": float, "visits": int, "weight": float}
 
 
-def save_tree(tree: Tree, chain: Chain, path: str | Path) -> None:
+def save_tree(tree: Tree, chain: Chain, path: str | Path, about: str = "") -> None:
     """Write a tree and the states of all its nodes as one safetensors file, atomically.
 
-    The chain's denoiser is not in it: `load_tree` gets the same chain again.
+    Denoiser and reward are not in it: `load_tree` gets the same chain again, and `about` says what
+    else a tree must go on with, such as a digest of the model and the name of the reward.
     """
     tensors = {
         name: torch.tensor([getattr(node, name) for node in tree.nodes], dtype=dtype_of(kind))
@@ -46,6 +48,7 @@ def save_tree(tree: Tree, chain: Chain, path: str | Path) -> None:
             tensors |= {f"{level}.{name}": each for name, each in tensors_of(state).items()}
     facts = {
         "chain": key_of(chain),
+        "about": about,
         "rules": {**asdict(tree.rules), "scale": str(tree.rules.scale)},
         "levels": levels,
         **{name: getattr(tree, name) for name in ("seed", "iterations", "evaluations")},
@@ -57,11 +60,11 @@ def save_tree(tree: Tree, chain: Chain, path: str | Path) -> None:
         save_file(on_cpu, partial, {FACTS: json.dumps(facts)})
 
 
-def load_tree(path: str | Path, chain: Chain) -> Tree:
+def load_tree(path: str | Path, chain: Chain, about: str = "") -> Tree:
     """The tree in a file of `save_tree`, its states on the device of the chain.
 
     FileNotFoundError if there is none; ValueError for a damaged file, and for a tree that has grown
-    on another table, on other levels or in another shape.
+    on another table, on other levels or in another shape, or is about something else.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no tree at {path}")
@@ -71,6 +74,8 @@ def load_tree(path: str | Path, chain: Chain) -> Tree:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["chain"] != key_of(chain):
             raise ValueError("it has grown on another table, other levels or another shape")
+        if facts["about"] != about:
+            raise ValueError(f"it is about {facts['about']!r}, not {about!r}")
         columns = {name: tensors[name].tolist() for name in COLUMNS}
         rules = TreeRules(**{**facts["rules"], "scale": float(facts["rules"]["scale"])})
         states = {
@@ -106,7 +111,7 @@ def state_of(level: int, tensors: dict[str, Tensor], said: dict[str, Any], chain
     prefix = f"{level}.memory."
     # Streams are read on the host.
     memory = {
-        name.removeprefix(prefix): each if each.dtype == torch.int64 else each.to(chain.device)
+        name.removeprefix(prefix): each if name == prefix + STREAMS else each.to(chain.device)
         for name, each in tensors.items()
         if name.startswith(prefix)
     }

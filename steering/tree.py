@@ -15,6 +15,7 @@ import torch
 from ..samplers import State
 from ..samplers.executor import joined
 from ..schedules.base import Float
+from ..storage import unbroken
 from .chain import Chain, Reward, child
 from .weights import Steered, even, log_mean_exp, normalised
 
@@ -167,12 +168,13 @@ def grow(tree: Tree, chain: Chain, reward: Reward, iterations: int, *, batch: in
             except BaseException:
                 take_back(tree, known, visits)
                 raise
-        for visit, found in zip(visits, rewards, strict=True):
-            back_up(tree, visit, found)
-        done += len(visits)
-        tree.iterations += len(visits)
-        tree.evaluations += spent.evaluations
-        tree.reward_calls += spent.rewards
+        with unbroken():
+            for visit, found in zip(visits, rewards, strict=True):
+                back_up(tree, visit, found)
+            done += len(visits)
+            tree.iterations += len(visits)
+            tree.evaluations += spent.evaluations
+            tree.reward_calls += spent.rewards
 
 
 def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
@@ -205,10 +207,13 @@ def descend(tree: Tree, chain: Chain, rng: np.random.Generator) -> Visit:
 def grow_for(tree: Tree, chain: Chain, reward: Reward, budget: int, *, batch: int = 1) -> None:
     """Let a tree grow until it has spent `budget` evaluations, those of before included.
 
-    The last rollouts may spend a few more.
+    At most `batch` rollouts at once, and no more than there are evaluations for; the last may spend
+    less than one whole run too many.
     """
     while tree.evaluations < budget:
-        grow(tree, chain, reward, batch, batch=batch)
+        left = (budget - tree.evaluations) // chain.table.nfe
+        many = max(1, min(batch, left))
+        grow(tree, chain, reward, many, batch=many)
 
 
 def take_back(tree: Tree, known: int, visits: list[Visit]) -> None:

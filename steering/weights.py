@@ -38,6 +38,11 @@ class Steered:
         rows = systematic(self.weights, u, count)
         return replace(self, x=self.x[rows], rewards=self.rewards[rows], weights=even(count))
 
+    def fittest(self, count: int) -> Steered:
+        """The `count` samples of the greatest rewards, the best first."""
+        rows = np.argsort(-self.rewards, kind="stable")[:count].tolist()
+        return replace(self, x=self.x[rows], rewards=self.rewards[rows], weights=even(len(rows)))
+
     def mean_reward(self) -> float:
         """Of the weighted samples."""
         return float(self.weights @ self.rewards)

@@ -9,6 +9,7 @@ from .files import (
     write_json,
 )
 from .identity import digest, fingerprint
+from .interrupts import unbroken
 from .machine import environment, version_of
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "read_arrays",
     "read_json",
     "replacing",
+    "unbroken",
     "version_of",
     "write_arrays",
     "write_atomically",

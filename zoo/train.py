@@ -193,6 +193,7 @@ def train_denoiser(
 
     # What else the settings decide is known by their names.
     said = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    said["images"] = datasets.identity(datasets.Images(images, labels))
     task = Task(network, loss, rate=partial(learning_rate_factor, config=config), facts=said)
     train(task, settings, out, accelerator, progress)
     if accelerator.is_main_process:

@@ -48,7 +48,7 @@ class Rarity(StoredFeatures):
     def estimate(self) -> dict[str, Estimate]:
         """The three values with their jackknife over blocks, the reference held fixed.
 
-        ArithmeticError where no sample lies in a ball.
+        Where no sample lies in a ball there is no rarity: it is NaN then, and the others are not.
         """
         with self.synced():
             fake, blocks, real = self.stored()
@@ -58,11 +58,6 @@ class Rarity(StoredFeatures):
         sizes = member.sum(0)
         least = least_radius(real, fake, self.k)
         inside = least.isfinite()
-        if not inside.any():
-            raise ArithmeticError(
-                f"no sample lies in the ball of a real one and its {self.k} neighbours, so there "
-                "are no rarity scores: look at precision first"
-            )
         balls = torch.where(inside, least, 0) @ member, inside.double() @ member
         return {
             "neighbour_distance": of_samples(

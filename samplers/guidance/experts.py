@@ -63,6 +63,8 @@ def ensemble(
     if mode != "oracle" and router is None:
         raise ValueError(f"ensemble: {mode} needs a router")
     count = len(experts)
+    if restart and not (mode == "sample" or (mode == "top" and top == 1)):
+        raise ValueError(f"ensemble: samples of {mode} have no one expert to restart at")
     if not 1 <= top <= count or not 0 < mass <= 1:
         raise ValueError(f"ensemble: top is 1 to {count} and mass above 0 and at most 1")
 
@@ -156,7 +158,7 @@ def kept_choice(ask: Ask, choice: Tensor | None, name: str) -> Tensor:
             raise ValueError(f"ensemble: oracle needs a choice for each of {len(ask.x)} samples")
         kept = choice.to(ask.x.device)
         ask.remember(name + EXPERT, kept)
-    return kept
+    return kept.to(ask.x.device)
 
 
 def one_hot(which: Tensor, count: int) -> Tensor:

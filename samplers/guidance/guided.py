@@ -21,12 +21,15 @@ class Ask:
     changed: the state of the run before holds it, too.
     """
 
-    def __init__(self, x: Tensor, node: Node, memory: Memory) -> None:
-        self.x, self.node, self.memory = x, node, memory
+    def __init__(
+        self, x: Tensor, node: Node, memory: Memory, own: tuple[Tensor, int] | None = None
+    ) -> None:
+        self.x, self.node, self.memory, self.own = x, node, memory, own
 
     def __call__(self, denoiser: Denoiser, x: Tensor | None = None) -> Tensor:
         """The x0 of a part."""
         x = self.x if x is None else x
+        denoiser = denoiser if self.own is None else taken(denoiser, *self.own)
         x0, self.memory = recalled(denoiser, x, self.node, self.memory)
         return x0
 
@@ -35,7 +38,7 @@ class Ask:
 
         A network's labels, one for each sample of the batch, go with them.
         """
-        denoiser = taken(denoiser, rows, len(self.x))
+        denoiser = taken(denoiser, *rows_of(self.own, rows, len(self.x)))
         if recall_of(denoiser) is None:
             return denoiser(self.x[rows], self.node)
         own = {name: each[rows.to(each.device)] for name, each in self.memory.items()}
@@ -67,7 +70,8 @@ class Ask:
 
         The step from here is then one of first order, and multistep solvers begin again.
         """
-        fresh = torch.ones(len(self.x), dtype=torch.bool) if rows is None else rows
+        whole = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+        fresh = whole if rows is None else rows
         known = self.memory.get(FRESH)
         self.remember(FRESH, fresh if known is None else fresh | known.to(fresh.device))
 
@@ -86,10 +90,16 @@ class Ask:
 class Guided:
     """A denoiser made of others: `rule` asks them and returns x0.
 
-    Called as any denoiser it has no memory; a run gives it that of its state.
+    Called as any denoiser it has no memory; a run gives it that of its state. `own` are the rows of
+    its samples in a larger batch, and the size of that, for networks with something of each sample.
     """
 
     rule: Callable[[Ask], Tensor]
+    own: tuple[Tensor, int] | None = None
+
+    def take(self, rows: Tensor, size: int) -> Guided:
+        """That of some samples of a batch of `size`: what it asks is asked for these."""
+        return Guided(self.rule, rows_of(self.own, rows, size))
 
     def __call__(self, x: Tensor, node: Node) -> Tensor:
         """Predict clean data."""
@@ -97,5 +107,10 @@ class Guided:
 
     def recall(self, x: Tensor, node: Node, memory: Memory) -> tuple[Tensor, Memory]:
         """Predict clean data, with what was remembered and what now is."""
-        ask = Ask(x, node, memory)
+        ask = Ask(x, node, memory, self.own)
         return self.rule(ask), ask.memory
+
+
+def rows_of(own: tuple[Tensor, int] | None, rows: Tensor, size: int) -> tuple[Tensor, int]:
+    """Some rows of `own` rows of a batch, as rows of that batch, and its size."""
+    return (rows, size) if own is None else (own[0][rows.to(own[0].device)], own[1])

@@ -76,9 +76,12 @@ def self_guided(
     at the level alpha', sigma' of `node`, with one noise z of each sample's stream an evaluation;
     the gradient goes through x0(x), and not through the second evaluation. At every `every`-th node
     (Um and Ye 2024, "Self-Guided Generation of Minority Samples Using Diffusion Models", eq. 8 and
-    9): two evaluations there, one of them with a gradient. `seeds` are of a run from its beginning,
-    where its state has no streams for denoisers yet; streams stay with the samples.
+    9; stages inside steps are nodes, too): two evaluations there, one of them with a gradient.
+    `seeds` are of a run from its beginning, where its state has no streams for denoisers yet;
+    streams stay with the samples. ValueError unless `every` is at least 1.
     """
+    if every < 1:
+        raise ValueError(f"self_guided: every is 1 or more, not {every}")
 
     def rule(ask: Ask) -> Tensor:
         w = scale_at(ask, scale)

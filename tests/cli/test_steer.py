@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from ..eval.models import tiny
 
+ABOUT = ("model", "label", "prompt", "guidance", "reward", "weights")
 FEW = ("--nfe", 4, "--levels", 2, "--device", "cpu", "--together", 2)
 
 
@@ -44,10 +45,12 @@ def test_every_driver_spends_its_budget(driver, tmp_path):
     found = json.loads((tmp_path / "steered.json").read_text())
     assert 15 <= found["evaluations"] <= 30
     assert len(found["rewards"]) == 2
-    assert f"by {found['evaluations']} network evaluations" in said
+    assert f"by {found['evaluations']} evaluations of the denoiser" in said
+    assert found["network_calls"] == found["evaluations"]
     # Two digits, 2 pixels around each, doubled.
     assert load_image(tmp_path / "images.png").shape == (1, 64, 124)
-    assert found["table"] == {"name": "ddpm", "levels": [0, 2]}
+    table = {"name": "ddpm", "nfe": 4, "spacing": "uniform", "levels": [0, 2]}
+    assert found["table"] == table
 
 
 def test_rewards_are_those_of_the_images_and_more_is_better(tmp_path):
@@ -70,12 +73,17 @@ def test_a_tree_grows_on(tmp_path):
     whole, cut = (
         json.loads((tmp_path / name / "steered.json").read_text()) for name in ("whole", "cut")
     )
-    assert cut["rewards"] == whole["rewards"]
+    # Rollouts that go together differ where it was cut: other last digits.
+    assert cut["rewards"] == pytest.approx(whole["rewards"], abs=1e-4)
     assert cut["evaluations"] == whole["evaluations"]
     chain = steerable(load_model("mnist"), "ddpm", 4, levels=2).chain
-    assert load_tree(tree, chain).evaluations == cut["evaluations"]
+    about = json.dumps({k: cut[k] for k in ABOUT}, sort_keys=True)
+    assert load_tree(tree, chain, about).evaluations == cut["evaluations"]
     said = run("steer", "dts-star", *options, "--tree", tree, "--out", tmp_path / "x", code=2)
     assert "has grown by other rules" in said
+    for other in (("--label", 4), ("--reward", "class:1")):
+        again = (*options, "--tree", tree, "--out", tmp_path / "x")
+        assert "it is about" in run("steer", "dts", *again, *other, code=2)
 
 
 def test_an_interrupted_tree_is_kept(tmp_path, monkeypatch):
@@ -96,7 +104,10 @@ def test_an_interrupted_tree_is_kept(tmp_path, monkeypatch):
     options = ("--reward", "contrast", "--budget", 60, "--tree", tmp_path / "tree", *FEW)
     run("steer", "dts", *options, "--out", tmp_path / "x", code=4)
     chain = steerable(load_model("mnist"), "ddpm", 4, levels=2).chain
-    assert load_tree(tmp_path / "tree", chain).iterations == 4
+    said = {"model": "mnist", "label": None, "prompt": None, "guidance": []}
+    said |= {"reward": ["contrast"], "weights": load_model("mnist").fingerprint}
+    about = json.dumps(said, sort_keys=True)
+    assert load_tree(tmp_path / "tree", chain, about).iterations == 4
 
 
 @pytest.mark.parametrize(
@@ -107,14 +118,14 @@ def test_an_interrupted_tree_is_kept(tmp_path, monkeypatch):
         (("smc", "--reward", "contrast", "--tree", "x"), "smc grows none"),
         (("smc", "--reward", "beauty"), "no reward 'beauty': there is brightness"),
         (("smc", "--reward", "class:10"), "a class is 0 to 9"),
-        (("smc", "--reward", "x*contrast"), "'x' is no number"),
+        (("smc", "--reward", "x*contrast"), "no reward 'x*contrast'"),
         (("smc", "--reward", "json:nothing"), "no such function"),
         (
             ("smc", "--reward", "contrast", "--budget", "2"),
             "not enough for 1 x 4: one run",
         ),
         (("smc", "--reward", "contrast", "--label", "10"), "label 10 is not one of the 10"),
-        (("smc", "--reward", "contrast", "--guidance", "2"), "needs one: --label"),
+        (("smc", "--reward", "contrast", "--guidance", "2"), "towards a class: give a label"),
         (("smc", "--reward", "contrast", "--levels", "9"), "levels: 1 to 4 for 4 steps"),
         (("smc", "--reward", "contrast", "--levels", "a"), "a number, or nodes such as"),
     ],
@@ -146,7 +157,7 @@ def test_a_chain_is_of_the_guided_model():
     model = load_model("mnist")
     found = steerable(model, "unipc-2", 6, levels=3, label=4, asked=[parsed("3")])
     assert [*found.chain.levels] == found.chain.table.meta["levels"]
-    assert len(found.chain.levels) == 2
+    assert len(found.chain.levels) == 3
     assert found.chain.table.name == "unipc-2-restarted"
     node = grid(model.schedule, 6, "uniform").nodes[1]
     x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -34,7 +34,7 @@ def expected():
         "cfg,scale=3": plain(COND, FREE, 3.0),
         "interval,scale=3,low=1,high=2": plain(COND, FREE, guidance.interval(3, 1, 2)),
         "cfg++,strength=.4": plain(COND, FREE, guidance.plus_plus(0.4)),
-        "rescaled,scale=3,rescale=.5": guidance.rescaled(COND, FREE, 3.0, 0.5),
+        "rescaled,scale=3,rescale=.5": guidance.rescaled(COND, FREE, 3.0, 0.5, "eps"),
         "zero-star,zero_steps=0": guidance.zero_star(COND, FREE, 3.0, 0),
         "apg,scale=6,norm=2": guidance.apg(COND, FREE, 6.0, norm=2.0),
         "apg,scale=6,norm=inf,parallel=1": plain(COND, FREE, 6.0),
@@ -90,12 +90,14 @@ def test_texts_are_read_and_mistakes_are_told():
         "apg,strength=1": "'strength=1' is no option; there is scale=4.0,momentum",
         "apg,scale": "'scale' is no option",
         "apg,scale=much": "scale is a number, not much",
+        "cfg,scale=inf": "scale is a finite number, not inf",
         "self,every=1.5": "every is a whole number, not 1.5",
         "minority": "minority needs folder",
     }.items():
         with pytest.raises(ValueError, match=said):
             parsed(text)
     assert all(summary(name).startswith(f"{name},") for name in GUIDANCE)
+    assert parsed("1e1") == Asked("cfg", {"scale": 10.0})
     none = guided([parsed("2")], MODEL, replace(DRAW, labels=None))
-    with pytest.raises(ValueError, match="no classes to guide by"):
+    with pytest.raises(ValueError, match="give a label"):
         none(FREE)

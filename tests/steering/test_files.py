@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from fewstep import samplers
 from fewstep.samplers import exact, guidance
 from fewstep.schedules import VPLinear, grid
 from fewstep.steering import Chain, Tree, TreeRules, draw, grow, load_tree, save_tree
+from fewstep.steering import tree as module
 
 from .chains import exact_chain, reward
 
@@ -101,3 +104,33 @@ def test_an_interrupted_tree_is_what_it_was():
     grow(cut, chain, reward, 24 - cut.iterations, batch=4)
     cut.evaluations, cut.reward_calls = whole.evaluations, whole.reward_calls
     same(cut, whole)
+
+
+def test_an_interruption_of_what_is_counted_waits(monkeypatch):
+    """Asked to end between two rollouts that are backed up, a tree has both."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    backed, calls = module.back_up, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        backed(*given)
+
+    cut, whole = Tree(TreeRules(), 5), Tree(TreeRules(), 5)
+    monkeypatch.setattr(module, "back_up", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grow(cut, exact_chain(), reward, 8, batch=4)
+    signal.signal(signal.SIGINT, before)
+    monkeypatch.undo()
+    grow(whole, exact_chain(), reward, 4, batch=4)
+    same(cut, whole)
+
+
+def test_trees_are_about_something(tmp_path):
+    chain, tree = exact_chain(), Tree(TreeRules())
+    grow(tree, chain, reward, 2)
+    save_tree(tree, chain, tmp_path / "tree", about="class:3")
+    same(load_tree(tmp_path / "tree", chain, about="class:3"), tree)
+    with pytest.raises(ValueError, match="it is about 'class:3', not 'class:7'"):
+        load_tree(tmp_path / "tree", chain, about="class:7")

@@ -6,9 +6,11 @@ class, redistributed under CC BY-SA 3.0; see `NOTICE.md` beside it.
 
 from __future__ import annotations
 
+import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,14 +35,14 @@ def mnist() -> Images:
 def load_images(source: str) -> Images:
     """The images of a training: "mnist", or an .npz with uint8 `images` and integer `labels`.
 
-    `images` are [N, H, W] or [N, H, W, C]. ValueError for anything else.
+    `images` are [N, H, W], [N, H, W, C] or [N, C, H, W]. ValueError for anything else.
     """
     if source == "mnist":
         return mnist()
     try:
         with Path(source).open("rb") as file:
             return unpacked(file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{source} is neither mnist nor an .npz of uint8 images and labels: {error}"
         ) from error
@@ -52,11 +54,15 @@ def unpacked(file: IO[bytes]) -> Images:
         pixels = data["images"] if data["images"].ndim == 4 else data["images"][..., None]
         if pixels.dtype != np.uint8 or pixels.ndim != 4:
             raise ValueError(f"images are {data['images'].dtype} {data['images'].shape}")
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        labels = torch.from_numpy(data["labels"]).long()
+        if pixels.shape[3] in (1, 3) or pixels.shape[1] not in (1, 3):
+            pixels = pixels.transpose(0, 3, 1, 2)
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(127.5).sub_(1.0)
+        if data["labels"].dtype.kind not in "iu" or data["labels"].min(initial=0) < 0:
+            raise ValueError(f"labels are whole numbers from 0, not {data['labels'].dtype}")
+        labels = torch.from_numpy(data["labels"].astype(np.int64))
     if labels.shape != (len(images),):
         raise ValueError(f"{list(labels.shape)} labels for {len(images)} images")
-    return Images(images.contiguous(), labels)
+    return Images(images, labels)
 
 
 def identity(images: Images) -> str:

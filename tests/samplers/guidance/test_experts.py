@@ -233,3 +233,35 @@ def test_labels_go_with_their_samples():
     found = guidance.ensemble(known, mode="oracle", choice=choice)(x_of(7), node)
     expected = labels * torch.tensor([1.0, -1, 10])[choice]
     torch.testing.assert_close(found, expected[:, None].expand(7, 3))
+
+
+def test_guided_experts_are_asked_with_their_own_labels():
+    """Experts that are guided, and ensembles of them, see the labels of their samples only."""
+
+    def network(x, t, class_labels):
+        return class_labels[:, None] + 0 * x
+
+    labels, law = torch.arange(7.0, dtype=torch.float64), VPLinear()
+    plain = samplers.denoiser(network, law, "x0", class_labels=labels)
+    none = samplers.denoiser(network, law, "x0", class_labels=0 * labels)
+    guided = [guidance.cfg(plain, none, scale) for scale in (2.0, 3.0, 4.0)]
+    choice = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    node = fewstep.grid(law, 3, "uniform").nodes[1]
+    found = guidance.ensemble(guided, mode="oracle", choice=choice)(x_of(7), node)
+    expected = labels * torch.tensor([2.0, 3, 4])[choice]
+    torch.testing.assert_close(found, expected[:, None].expand(7, 3))
+
+    def halves(x, node):
+        return torch.stack([x[:, 0] > 0, x[:, 0] <= 0], 1).double()
+
+    def quarters(x, node):
+        return torch.stack([x[:, 1] > 0, x[:, 1] <= 0], 1).double()
+
+    # Rows of rows.
+    inner = guidance.ensemble(guided[:2], quarters, "top", name="inner")
+    x = x_of(7)
+    found = guidance.ensemble([inner, guided[2]], halves, "top")(x, node)
+    scales = torch.where(x[:, 0] > 0, torch.where(x[:, 1] > 0, 2.0, 3.0), 4.0)
+    torch.testing.assert_close(found, (labels * scales)[:, None].expand(7, 3))
+    with pytest.raises(ValueError, match="no one expert to restart at"):
+        guidance.ensemble(EXPERTS, router, "full", restart=True)
