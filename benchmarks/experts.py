@@ -158,6 +158,8 @@ def main() -> None:
     ]
     said = [
         f"top-1 over the monolith, {given.images} samples: {ratio:.3f}",
+        "the router, a classifier of a quarter of a network's size, is asked once a node besides; "
+        "network evaluations are those of the monolith and the experts",
         f"features of {judge.name}; {given.solver} at {given.nfe} steps, seeds from 0",
         f"`python benchmarks/experts.py RUNS --images {given.images} --others {given.others} "
         f"--solver {given.solver} --nfe {given.nfe}`",

@@ -61,7 +61,8 @@ def main() -> None:
     }
     rows, pictures, plain = [], [], 0.0
     for name, asked in ways.items():
-        pixels = quantise(sampled(model, table, draw, asked))
+        calls: list[int] = []
+        pixels = quantise(sampled(model, table, draw, asked, on_call=calls.append))
         outputs = judge(pixels)
         rarity, near = Rarity(real), Neighbours(real)
         for part in outputs.features.split(max(1, given.images // 20)):
@@ -82,18 +83,20 @@ def main() -> None:
                 f"{100 * float((sure > 0.5).double().mean()):.1f} %",
                 f"{100 * right:.1f} %",
                 f"{precision.value:.3f}",
+                f"{sum(calls) / given.images:g}",
             ]
         )
         print(rows[-1], flush=True)
     head = ["", "distance to 5 neighbours", "outlier factor", "rarity score", "distance, beside "]
     head[-1] += "plain"
-    head += ["recognised (p > .5)", "as its label", "precision"]
+    head += ["recognised (p > .5)", "as its label", "precision", "calls"]
     said = [
         f"{given.images} images, labels in turn, seeds from 0; {given.solver} at {given.nfe} steps",
         f"features and recognition by another classifier ({judge.name}, "
         "`fewstep train mnist-classifier --set architecture=lenet --set seed=1`)",
-        f"`python benchmarks/minority.py runs/train-minority --judge runs/other --images "
-        f"{given.images} --nfe {given.nfe} --scales {','.join(f'{s:g}' for s in given.scales)} "
+        f"`python benchmarks/minority.py {given.classifier.name} --judge {given.judge.name} "
+        f"--images {given.images} --solver {given.solver} --nfe {given.nfe} "
+        f"--scales {','.join(f'{s:g}' for s in given.scales)} "
         f"--self-scales {','.join(f'{s:g}' for s in given.self_scales)}`",
         ", ".join(f"{k} {v}" for k, v in environment(torch.device("cpu")).items()),
     ]
