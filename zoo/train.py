@@ -123,10 +123,15 @@ def denoising_loss(
 
     1 / alpha^2 makes it the loss of a v-prediction, which counts errors at high noise by what they
     do to x0 (Salimans and Ho 2022); the cap keeps the last, almost pure noise levels in bounds. The
-    weights have mean 1 over the times, so that the gradient keeps its scale whatever the cap.
+    weights have mean 1 over the times, so that the gradient keeps its scale whatever the cap. A
+    network that predicts v has that loss itself, E |v - network(x_t, t, label)|^2: there an error
+    of x0 is not the small difference of large numbers, which takes long to learn.
     """
     x_t = scheduler.add_noise(x0, eps, t)
-    error = (network(x_t, t, class_labels=labels).sample.float() - eps).square()
+    out = network(x_t, t, class_labels=labels).sample.float()
+    if scheduler.config.prediction_type == "v_prediction":
+        return (out - scheduler.get_velocity(x0, eps, t)).square().mean()
+    error = (out - eps).square()
     weights = (1 / scheduler.alphas_cumprod.to(t.device)).clamp(max=cap)
     return (weights[t] / weights.mean() * error.flatten(1).mean(1)).mean()
 
@@ -182,6 +187,9 @@ def train_denoiser(
     torch.manual_seed(config.seed)
     network = UNet2DModel(**config.network)
     scheduler = DDPMScheduler(**config.noise)
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"noise.prediction_type is epsilon or v_prediction, not {kind!r}")
     x0, y, t, eps = draw_batch(config, 0, images, labels, scheduler)
     keep_scale(network, scheduler.add_noise(x0, eps, t), t, y, config.keep_scale)
 

@@ -171,6 +171,33 @@ def test_the_loss_counts_noisy_times_more_and_has_mean_one():
     assert loss(25.0, slice(999, 1000)) / loss(25.0, slice(0, 1)) == pytest.approx(25, rel=1e-3)
 
 
+def test_the_loss_of_a_network_that_predicts_v():
+    """0 for the true v = alpha eps - sigma x0, and the mean square of what is missing."""
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(6, 1, 4, 4, generator=generator) for _ in range(2))
+    labels, t = torch.zeros(6, dtype=torch.long), torch.tensor([0, 100, 400, 700, 900, 999])
+    alpha = scheduler.alphas_cumprod[t].sqrt()[:, None, None, None]
+    v = alpha * eps - (1 - alpha**2).sqrt() * x0
+
+    def loss(error):
+        def network(x, t, class_labels):
+            torch.testing.assert_close(x, alpha * x0 + (1 - alpha**2).sqrt() * eps)
+            return SimpleNamespace(sample=v + error)
+
+        return float(denoising_loss(network, scheduler, x0, labels, t, eps, 25.0))
+
+    assert loss(0.0) == pytest.approx(0, abs=1e-10)
+    assert loss(0.3) == pytest.approx(0.09, rel=1e-5)
+
+
+def test_other_predictions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="epsilon or v_prediction, not 'sample'"):
+        train_denoiser(config(noise={"prediction_type": "sample"}), tmp_path)
+    found = train_denoiser(config(noise={"prediction_type": "v_prediction"}), tmp_path / "v")
+    assert zoo.load_diffusion_model(found).scheduler_config["prediction_type"] == "v_prediction"
+
+
 def test_an_expert_learns_its_part_alone(tmp_path, monkeypatch):
     """Only images of its label are seen, and it is the training on these as a set of their own."""
     images, labels = module.datasets.mnist()
