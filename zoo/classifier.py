@@ -30,6 +30,7 @@ class ClassifierConfig(BaseModel):
     batch_size: PositiveInt = 100
     learning_rate: PositiveFloat = 3e-3
     shift: int = Field(default=2, ge=0)
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     held_out: float = Field(default=0.1, gt=0, lt=1)
     seed: int = 0
 
@@ -124,7 +125,9 @@ def fit_classifier(
             shuffled = train[torch.randperm(len(train), generator=generator)]
             for i, index in enumerate(shuffled.split(config.batch_size)):
                 logits = classifier(shifted(images[index], config.shift, generator))
-                loss = functional.cross_entropy(logits, labels[index], label_smoothing=0.05)
+                loss = functional.cross_entropy(
+                    logits, labels[index], label_smoothing=config.label_smoothing
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

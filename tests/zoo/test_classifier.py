@@ -85,3 +85,17 @@ def test_a_saved_classifier_is_the_same(few, tmp_path):
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(classifier(images), expected(images))
     assert not classifier.training
+
+
+def test_smoothed_labels_keep_probabilities_from_the_ends(monkeypatch):
+    """Without smoothing a classifier that has learned its images by heart is surer of them."""
+    images, labels = zoo.mnist()
+    some = zoo.Images(images[::100], labels[::100])
+    monkeypatch.setattr(module.datasets, "mnist", lambda: some)
+
+    def sure(smoothing):
+        config = ClassifierConfig(epochs=25, batch_size=30, shift=0, label_smoothing=smoothing)
+        classifier, _ = fit_classifier(config)
+        return float(classifier(some.images).softmax(1).amax(1).mean())
+
+    assert sure(0.0) > sure(0.3) + 0.05
