@@ -4,7 +4,8 @@ from .catalogue import DRIVERS, Driver
 from .chain import Chain, Meter, Reward
 from .drivers import best_of, smc, svdd
 from .files import load_tree, save_tree
-from .tree import Tree, TreeRules, draw, fittest, grow, grow_for
+from .growth import grow, grow_for
+from .tree import Tree, TreeRules, draw, fittest
 from .weights import Steered, effective, log_mean_exp, systematic
 
 __all__ = [

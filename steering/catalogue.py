@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from .chain import Chain, Reward
 from .drivers import best_of, smc, svdd
-from .tree import Tree, TreeRules, draw, fittest, grow_for
+from .growth import grow_for
+from .tree import Tree, TreeRules, draw, fittest
 from .weights import Steered
 
 
@@ -47,7 +49,9 @@ def smc_for(
     return smc(chain, reward, particles, scale=scale, seed=seed).drawn(count, seed)
 
 
-def dts_for(
+def tree_for(
+    rules: Callable[[float], TreeRules],
+    returned: Callable[[Tree, int, int], Steered],
     chain: Chain,
     reward: Reward,
     budget: int,
@@ -58,29 +62,11 @@ def dts_for(
     batch: int = 1,
     tree: Tree | None = None,
 ) -> Steered:
-    """A tree for the law p(x0) e^(scale reward), and draws from it; `tree` is grown on."""
+    """A tree that grows by `rules(scale)`, and what it has then; `tree` is grown on."""
     share(chain, budget, 1)
-    tree = Tree(dts_rules(scale), seed) if tree is None else tree
+    tree = Tree(rules(scale), seed) if tree is None else tree
     grow_for(tree, chain, reward, budget, batch=batch)
-    return draw(tree, count, seed=seed)
-
-
-def dts_star_for(
-    chain: Chain,
-    reward: Reward,
-    budget: int,
-    *,
-    count: int = 1,
-    scale: float = 1.0,
-    seed: int = 0,
-    batch: int = 1,
-    tree: Tree | None = None,
-) -> Steered:
-    """A tree that searches for the greatest reward, and the best that it found."""
-    share(chain, budget, 1)
-    tree = Tree(dts_star_rules(scale), seed) if tree is None else tree
-    grow_for(tree, chain, reward, budget, batch=batch)
-    return fittest(tree, count)
+    return returned(tree, count, seed)
 
 
 def dts_rules(scale: float) -> TreeRules:
@@ -89,7 +75,7 @@ def dts_rules(scale: float) -> TreeRules:
 
 
 def dts_star_rules(scale: float) -> TreeRules:
-    """Those of DTS*: narrower than published, which is worth it below 10^4 evaluations."""
+    """Those of DTS*: narrower than published, for thousands of evaluations and not millions."""
     return TreeRules(scale, "uct", width=2.0, widening=0.5, explore=0.3)
 
 
@@ -114,6 +100,14 @@ DRIVERS = {
     "best-of": Driver("independent samples, of which the best are kept", best_for),
     "svdd": Driver("at every level the best of several children goes on", svdd_for),
     "smc": Driver("particles with weights, for the law p(x0) e^(scale reward)", smc_for),
-    "dts": Driver("a tree for that law: what was seen tells where to go on", dts_for, dts_rules),
-    "dts-star": Driver("a tree that searches for the best", dts_star_for, dts_star_rules),
+    "dts": Driver(
+        "a tree for that law: what was seen tells where to go on",
+        partial(tree_for, dts_rules, lambda tree, count, seed: draw(tree, count, seed=seed)),
+        dts_rules,
+    ),
+    "dts-star": Driver(
+        "a tree that searches for the best",
+        partial(tree_for, dts_star_rules, lambda tree, count, seed: fittest(tree, count)),
+        dts_star_rules,
+    ),
 }

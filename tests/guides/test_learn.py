@@ -131,6 +131,16 @@ def test_labels_decide_what_is_learned(images, tmp_path):
         )
     )
     assert found.head.out_features == 3
+    # As many of each, and not the same ones.
+    Labels((data.labels + torch.arange(600)).flip(0) % 3, 3, data.identity).save(
+        tmp_path / "labels"
+    )
+    with pytest.raises(ValueError, match="other settings"):
+        train_classifier(
+            settings(images, labels=str(tmp_path / "labels"), flip=True, shift=1),
+            model_of(),
+            tmp_path / "run",
+        )
     Labels(data.labels, 2, "others").save(tmp_path / "labels")
     with pytest.raises(ValueError, match="other images"):
         train_classifier(

@@ -80,6 +80,13 @@ def test_several_are_nested_and_runs_are_those_of_their_denoiser():
     assert sum(calls) == 3 * (4 + inside)
 
 
+def test_worse_networks_are_counted():
+    table = samplers.build("ddim", grid(MODEL.schedule, 2, "uniform"))
+    calls = []
+    sampled(MODEL, table, DRAW, [parsed("auto,model=mnist")], on_call=calls.append)
+    assert sum(calls) == 3 * 2 * 2
+
+
 def test_texts_are_read_and_mistakes_are_told():
     assert parsed("2") == Asked("cfg", {"scale": 2.0})
     assert parsed("pag, layers=up_blocks.0, blur=inf") == Asked(

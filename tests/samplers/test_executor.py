@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep.samplers import Tableau, advance, build, exact, initial, sample
+from fewstep.samplers.executor import joined
 from fewstep.schedules import Grid, VPLinear
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -358,3 +359,14 @@ def test_a_tail_draws_the_noise_of_its_past_at_once():
     table = build("sa-3", GRID)
     total = np.square(table.noise[2:]).sum(1)
     np.testing.assert_allclose(np.square(table.tail(2).noise).sum(1), total, rtol=1e-12)
+
+
+def test_what_some_states_remember_is_zero_for_the_others():
+    table = build("ddim", GRID)
+    with_it = replace(initial(table, start(2)), memory={"d": torch.ones(2, 3)})
+    without = initial(table, start(1))
+    both = joined([without, with_it])
+    assert both.memory["d"].tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 1]]
+    later = advance(without, DENOISER, table)
+    with pytest.raises(ValueError, match="not at one step"):
+        joined([later, with_it])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fewstep.steering import DRIVERS, Tree, TreeRules, fittest, grow, grow_for, smc
+from fewstep.samplers import exact, restarted
+from fewstep.schedules import grid
+from fewstep.steering import DRIVERS, Chain, Tree, TreeRules, fittest, grow, grow_for, smc
 from fewstep.steering.catalogue import dts_star_rules
 from fewstep.steering.weights import systematic
 
-from .chains import TILT, exact_chain, reward
+from .chains import LAW, TILT, exact_chain, reward
 
 
 @pytest.mark.parametrize("name", list(DRIVERS))
@@ -67,3 +69,24 @@ def test_particles_are_drawn_by_their_weights():
         assert abs(times - 640 * weight) < 1
     assert drawn.weights.tolist() == [1 / 640] * 640
     assert systematic(np.array([0.5, 0.25, 0.25]), 0.1, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", list(DRIVERS))
+def test_restarts_cost_what_is_looked_at(name):
+    """At a level where no step begins with an evaluation, looking is one of its own."""
+    nodes = grid(LAW, 6, "uniform")
+    table = restarted("ddim", nodes, [2, 4])
+    normal = exact.gaussian([0.0], std=1.0)
+    chain = Chain(table, lambda size: normal, (1,), table.meta["levels"])
+    assert not any(table.steps[level].call for level in chain.levels)
+    found = DRIVERS[name].run(chain, reward, 70, seed=1)
+    # The steps before the first level are not run again for every child.
+    assert 50 <= found.evaluations <= 70 + 6
+    if name in ("smc", "svdd", "best-of"):
+        assert found.evaluations <= 70
+
+
+def test_rollouts_at_once_do_not_overspend():
+    tree, chain = Tree(TreeRules(), 0), exact_chain(5)
+    grow_for(tree, chain, reward, 52, batch=64)
+    assert 52 <= tree.evaluations < 57

@@ -11,7 +11,7 @@ from fewstep import samplers
 from fewstep.samplers import exact, guidance
 from fewstep.schedules import VPLinear, grid
 from fewstep.steering import Chain, Tree, TreeRules, draw, grow, load_tree, save_tree
-from fewstep.steering import tree as module
+from fewstep.steering import growth as module
 
 from .chains import exact_chain, reward
 

@@ -36,6 +36,8 @@ def test_files_like_them(channels, tmp_path):
     [
         {"images": np.zeros((2, 3, 3), np.float32), "labels": np.arange(2)},
         {"images": np.zeros((2, 3, 3), np.uint8), "labels": np.arange(3)},
+        {"images": np.zeros((2, 3, 3), np.uint8), "labels": np.array([0.5, 1])},
+        {"images": np.zeros((2, 3, 3), np.uint8), "labels": np.array([0, -1])},
         {"images": np.zeros((2, 3, 3), np.uint8)},
         {"images": np.zeros(4, np.uint8), "labels": np.arange(4)},
     ],
