@@ -259,7 +259,8 @@ def test_guided_experts_are_asked_with_their_own_labels():
 
     # Rows of rows.
     inner = guidance.ensemble(guided[:2], quarters, "top", name="inner")
-    x = x_of(7)
+    # Both signs of the second number among those whose first is positive, not in their order.
+    x = x_of(7).abs() * torch.tensor([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, 1]] * 2)[:7]
     found = guidance.ensemble([inner, guided[2]], halves, "top")(x, node)
     scales = torch.where(x[:, 0] > 0, torch.where(x[:, 1] > 0, 2.0, 3.0), 4.0)
     torch.testing.assert_close(found, (labels * scales)[:, None].expand(7, 3))
