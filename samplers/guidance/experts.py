@@ -13,7 +13,9 @@ from ..recall import Denoiser
 from ..streams import uniform
 from .guided import Ask, Guided
 
-Mode = Literal["full", "top", "nucleus", "sample", "sample-once", "oracle"]
+Mode = Literal["full", "top", "gumbel", "nucleus", "sample", "sample-once", "oracle"]
+# Modes with one expert a sample, which may change.
+CHANGING = ("top", "gumbel", "sample")
 # What is remembered of each sample: its expert, and how often that changed.
 EXPERT, SWITCHES = "expert", "switches"
 
@@ -42,12 +44,17 @@ def ensemble(
 
     - "full": all experts for all samples.
     - "top": the `top` of the greatest r, which are scaled to add up to 1. With one, a sample keeps
-      its expert unless another's r is greater by more than `margin`.
+      its expert unless another's r is greater by more than `margin`. In noise the greatest is that
+      of a large part for almost all samples, which then have too much of it.
+    - "gumbel": the one of the greatest r_k / e_k, with e_k exponential and drawn once for each
+      sample. At any node that is a draw from r, so that small parts come as often as they should,
+      and a sample changes its expert only as r changes.
     - "nucleus": the fewest that have at least `mass` together.
-    - "sample": one at every node, drawn from r; "sample-once": at the first node, for the whole
-      run. By the streams of `seeds`, one per sample of a run from its beginning.
+    - "sample": one at every node, drawn from r by itself; "sample-once": at the first node, for the
+      whole run.
     - "oracle": expert `choice` [B] for the whole run, without a router.
 
+    What is drawn is drawn from the streams of `seeds`, one per sample of a run from its beginning.
     Between experts x0 jumps, and multistep solvers then mix outputs of two: the state of the run
     counts, in its memory, how often a sample's expert ("expert") changed ("switches"); two in one
     denoiser need two names, which go before these. With `restart` outputs of the expert before
@@ -63,10 +70,13 @@ def ensemble(
     if mode != "oracle" and router is None:
         raise ValueError(f"ensemble: {mode} needs a router")
     count = len(experts)
-    if restart and not (mode == "sample" or (mode == "top" and top == 1)):
+    if restart and (mode not in CHANGING or top > 1):
         raise ValueError(f"ensemble: samples of {mode} have no one expert to restart at")
     if not 1 <= top <= count or not 0 < mass <= 1:
         raise ValueError(f"ensemble: top is 1 to {count} and mass above 0 and at most 1")
+    for word, given in (("top", top > 1), ("margin", margin != 0)):
+        if given and mode != "top":
+            raise ValueError(f"ensemble: {word} is for top, and does nothing for {mode}")
 
     def rule(ask: Ask) -> Tensor:
         if mode == "oracle" or router is None:
@@ -129,7 +139,10 @@ def one_of(
     before = ask.memory.get(name + EXPERT)
     if mode == "sample-once" and before is not None:
         return before.to(shares.device)
-    if mode == "top":
+    if mode == "gumbel":
+        u = uniform(ask.streams(seeds, f"{name}ensemble"), 0, shares)
+        found = (shares / -torch.log1p(-u).clamp(max=-1e-300)).argmax(1)
+    elif mode == "top":
         found = shares.argmax(1)
         if before is not None:
             rows = torch.arange(len(shares), device=shares.device)

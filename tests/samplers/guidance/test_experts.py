@@ -130,6 +130,40 @@ def test_drawn_experts_come_by_their_shares():
     torch.testing.assert_close(sample(part, table, x[100:110]), whole[100:110])
 
 
+def test_one_expert_a_sample_by_a_race_is_a_draw_from_the_shares_at_every_node():
+    """Its noise stays with the sample, so that experts change less than when drawn anew."""
+    count = 2000
+    x, seeds = x_of(1).expand(count, 3), range(count)
+    for node in list(nodes())[:3]:
+        race = guidance.ensemble(EXPERTS, router, "gumbel", seeds=seeds)
+        each = torch.stack([expert(x[:1], node) for expert in EXPERTS], 1)[0]
+        which = torch.cdist(race(x, node), each).argmin(1)
+        found = torch.bincount(which, minlength=3) / count
+        expected = router(x[:1], node)[0]
+        error = (expected * (1 - expected) / count).sqrt()
+        assert ((found - expected).abs() < 4 * error + 1e-9).all()
+    grid = fewstep.grid(EDM(), 12, "karras")
+    table = build("dpmpp-2m", grid)
+    x = 80 * x_of(count)[:, :3] / 2
+    ends = {}
+    for mode in ("gumbel", "sample", "top"):
+        denoiser = guidance.ensemble(EXPERTS, router, mode, seeds=seeds)
+        ends[mode] = advance(initial(table, x), denoiser, table, 12)
+    changes = {mode: float(end.memory["switches"].double().mean()) for mode, end in ends.items()}
+    assert 0 < changes["gumbel"] < changes["sample"] / 2
+    # By the greatest share the large part has too much, by the race what it should.
+    sizes = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    shares = {
+        mode: torch.bincount(router(end.x, grid.nodes[-2]).argmax(1), minlength=3) / count
+        for mode, end in ends.items()
+    }
+    far = {mode: float((found - sizes).abs().max()) for mode, found in shares.items()}
+    assert far["top"] > 0.1
+    assert far["gumbel"] < 0.03
+    part = guidance.ensemble(EXPERTS, router, "gumbel", seeds=range(100, 110))
+    torch.testing.assert_close(sample(part, table, x[100:110]), ends["gumbel"].x[100:110])
+
+
 def test_experts_and_ensembles_remember_apart():
     """What an expert remembers stays with its samples; two ensembles have two names."""
     grid = fewstep.grid(VPLinear(), 6, "uniform")
@@ -182,6 +216,9 @@ def test_what_is_wrong_is_said():
         ({"mode": "sample", "seeds": [1]}, "1 seeds for 7 samples"),
         ({"mode": "oracle"}, "a choice for each of 7"),
         ({"router": None}, "full needs a router"),
+        ({"mode": "gumbel"}, "0 seeds for 7 samples"),
+        ({"mode": "gumbel", "margin": 0.1}, "margin is for top"),
+        ({"mode": "nucleus", "top": 2}, "top is for top"),
         ({"router": lambda x, node: torch.ones(len(x), 2)}, r"gives \[7, 3\], not \[7, 2\]"),
     ):
         with pytest.raises(ValueError, match=match):
