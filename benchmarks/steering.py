@@ -1,8 +1,8 @@
 """What drivers reach for how many evaluations: the bundled digits without labels, towards a class.
 
 python benchmarks/steering.py RUNS --reward runs/other [--classes 0,1,..,9] [--seeds 1]
-    [--budgets 100,300,1000,3000,10000] [--solver ddpm] [--steps 50] [--levels 5] [--scale 1]
-    [--search-scale 10] [--draws 500] [--out FILE.md]
+    [--budgets 100,300,1000,3000,10000] [--solver ddpm] [--steps 50] [--levels 0,10,20,30,40]
+    [--scale 1] [--search-scale 10] [--draws 500] [--out FILE.md]
 
 The reward is the log-probability of a digit under a classifier that evaluations do not use, made by
 `fewstep train mnist-classifier --set architecture=lenet --set seed=1 --out runs/other`. For every
@@ -58,11 +58,10 @@ LAWS = ("smc", "dts")
 TOGETHER = 8
 
 
-def chain_of(model: NetworkModel, solver: str, steps: int, levels: int) -> Chain:
-    """The prior without labels, looked at on evenly spaced levels."""
+def chain_of(model: NetworkModel, solver: str, steps: int, levels: Sequence[int]) -> Chain:
+    """The prior without labels, looked at on some nodes."""
     table = samplers.build(solver, grid(model.schedule, steps, "uniform"))
-    places = tuple(round(k * steps / levels) for k in range(levels))
-    return Chain(table, partial(model.denoiser, None), model.shape, places)
+    return Chain(table, partial(model.denoiser, None), model.shape, tuple(levels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +198,7 @@ def report(
 
     def rows_of(values: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[list[str]]:
         return [
-            [name, *(f"{m:.4f} +- {s:.4f}" for m, s in zip(*pair, strict=True))]
+            [name, *(f"{m:.3g} +- {s:.2g}" for m, s in zip(*pair, strict=True))]
             for name, pair in values.items()
         ]
 
@@ -222,15 +221,14 @@ def report(
     plot(given.out.with_suffix(".png"), spent, best)
     said = [
         f"the reward is log p(class) by another classifier; {given.solver} at {given.steps} steps, "
-        f"{given.levels} levels; classes {', '.join(map(str, given.classes))}, {given.seeds} seeds "
+        f"levels {listed(given.levels)}; classes {listed(given.classes)}, {given.seeds} seeds "
         f"each: means and standard errors over these {len(cells)}",
         f"scale {given.scale:g}, of dts-star {given.search_scale:g}; at most {TOGETHER} rollouts "
         "of a tree at once",
         f"`python benchmarks/steering.py RUNS --reward {given.reward.name} --classes "
-        f"{','.join(map(str, given.classes))} --seeds {given.seeds} --budgets "
-        f"{','.join(map(str, budgets))} --solver {given.solver} --steps {given.steps} --levels "
-        f"{given.levels} --scale {given.scale:g} --search-scale {given.search_scale:g} --draws "
-        f"{given.draws}`",
+        f"{listed(given.classes)} --seeds {given.seeds} --budgets {listed(budgets)} "
+        f"--solver {given.solver} --steps {given.steps} --levels {listed(given.levels)} --scale "
+        f"{given.scale:g} --search-scale {given.search_scale:g} --draws {given.draws}`",
         ", ".join(f"{k} {v}" for k, v in environment(torch.device("cpu")).items()),
     ]
     title = f"Frechet distance to the real digits of the class ({judge.name} features)"
@@ -258,6 +256,7 @@ def plot(
     for name, (middle, error) in best.items():
         axes.errorbar(spent[name], middle, error, marker="o", capsize=2, label=name)
     axes.set(xscale="log", xlabel="network evaluations per image", ylabel="best log p(class)")
+    axes.set_yscale("symlog", linthresh=1e-6)
     axes.legend()
     axes.grid(alpha=0.3)
     save_figure(figure, path)
@@ -266,6 +265,11 @@ def plot(
 def numbers(text: str) -> list[int]:
     """Whole numbers between commas."""
     return [int(part) for part in text.split(",")]
+
+
+def listed(values: Sequence[int]) -> str:
+    """The same between commas."""
+    return ",".join(map(str, values))
 
 
 def main() -> None:
@@ -281,7 +285,7 @@ def main() -> None:
     parser.add_argument("--drivers", default=",".join(DRIVERS))
     parser.add_argument("--solver", default="ddpm")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--levels", type=int, default=5)
+    parser.add_argument("--levels", type=numbers, default=[0, 10, 20, 30, 40])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--search-scale", type=float, default=10.0)
     parser.add_argument("--draws", type=int, default=500)
@@ -295,7 +299,6 @@ def main() -> None:
     model, judge = load_model("mnist"), extractor("mnist-classifier")
     if not isinstance(model, NetworkModel):
         raise TypeError("the bundled digits are a network")
-    given.weights = [model.fingerprint, fingerprint(zoo.load_classifier(given.reward))]
     given.weights = [model.fingerprint, fingerprint(zoo.load_classifier(given.reward))]
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in given.drivers.split(",")}
     for seed in range(given.seeds):

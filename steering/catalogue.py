@@ -63,8 +63,9 @@ def tree_for(
     tree: Tree | None = None,
 ) -> Steered:
     """A tree that grows by `rules(scale)`, and what it has then; `tree` is grown on."""
-    share(chain, budget, 1)
     tree = Tree(rules(scale), seed) if tree is None else tree
+    candidates = tree.rules.candidates
+    share(chain, budget, candidates, looked_at=candidates > 1)
     grow_for(tree, chain, reward, budget, batch=batch)
     return returned(tree, count, seed)
 
@@ -75,23 +76,20 @@ def dts_rules(scale: float) -> TreeRules:
 
 
 def dts_star_rules(scale: float) -> TreeRules:
-    """Those of DTS*: narrower than published, for thousands of evaluations and not millions."""
-    return TreeRules(scale, "uct", width=2.0, widening=0.5, explore=0.3)
+    """Those of DTS*: narrower than published, for thousands of evaluations, and looking ahead."""
+    return TreeRules(scale, "uct", width=2.0, widening=0.5, explore=0.3, candidates=4)
 
 
 def share(chain: Chain, budget: int, count: int, looked_at: bool = False) -> int:
     """How many whole runs there are evaluations for, for each of `count` samples.
 
-    A run that is looked at on its levels costs one more where no step begins with that evaluation.
     ValueError where there is none.
     """
-    calls = chain.table.nfe
-    if looked_at:
-        calls += sum(not chain.table.steps[level].call for level in chain.levels[1:])
+    calls = chain.cost(looked_at)
     if budget < calls * count:
         raise ValueError(
-            f"{budget} evaluations are not enough for {count} x {calls}: one run of "
-            f"{chain.table.name} for each sample"
+            f"{budget} evaluations are not enough for {count} x {calls}: so many runs of "
+            f"{chain.table.name} at least"
         )
     return budget // (calls * count)
 

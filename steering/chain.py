@@ -87,6 +87,16 @@ class Chain:
         """Evaluations of one sample in one segment."""
         return sum(row.call for row in self.table.steps[self.levels[level] : self.ends[level]])
 
+    def cost(self, looked_at: bool = False) -> int:
+        """Evaluations of one whole run.
+
+        One that is looked at on its levels costs one more where no step begins with that
+        evaluation.
+        """
+        rows = self.table.steps
+        extra = sum(not rows[level].call for level in self.levels[1:]) if looked_at else 0
+        return self.table.nfe + extra
+
     def draws(self, first: int, last: int) -> bool:
         """Whether any of the rows draws noise."""
         return any(row.draws for row in self.table.steps[first:last])

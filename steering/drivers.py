@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
@@ -52,16 +52,35 @@ def svdd(
         state = chain.begin([child(seed, i) for i in range(count)])
         rewards = np.zeros(0)
         for level in range(chain.depth):
-            many = state.repeat(children)
-            state = chain.move(many, level, [child(seed, level, i) for i in range(len(many.x))])
-            x0, state = chain.predict(state)
-            rewards = chain.reward_of(reward, x0).numpy()
-            groups = rewards.reshape(count, children)
+            seeds = [child(seed, level, i) for i in range(count * children)]
             # The greatest of a sum with Gumbel's noise is a draw from the softmax.
-            noise = rng.gumbel(size=groups.shape) if temperature else 0.0
-            chosen = (groups + temperature * noise).argmax(1) + children * np.arange(count)
-            state, rewards = state.take(chosen.tolist()), rewards[chosen]
+            noise = temperature * rng.gumbel(size=(count, children)) if temperature else 0.0
+            state, rewards, _ = best_children(chain, reward, state, level, seeds, noise)
     return Steered(state.x, rewards, even(count), spent.evaluations, spent.rewards)
+
+
+def best_children(
+    chain: Chain,
+    reward: Reward,
+    state: State,
+    level: int,
+    seeds: Sequence[int],
+    noise: Float | float = 0.0,
+) -> tuple[State, Float, Float]:
+    """Of each sample of a state its best child at the end of a segment.
+
+    A sample has as many children as there are seeds for each; the best has the greatest sum of the
+    reward of the x0 that is predicted of it and `noise` [B, children]. The rewards of the best [B],
+    and of all [B, children], come with the state.
+    """
+    count = len(state.x)
+    children = len(seeds) // count
+    many = chain.move(state.repeat(children), level, seeds)
+    x0, many = chain.predict(many)
+    rewards = chain.reward_of(reward, x0).numpy()
+    groups = rewards.reshape(count, children)
+    chosen = (groups + noise).argmax(1) + children * np.arange(count)
+    return many.take(chosen.tolist()), rewards[chosen], groups
 
 
 def smc(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..samplers import State
 from ..samplers.executor import joined
 from ..schedules.base import Float
 from ..storage import unbroken
 from .chain import Chain, Reward, child
+from .drivers import best_children
 from .tree import Tree, TreeNode, known_state
 from .weights import even, log_mean_exp
 
@@ -65,10 +68,11 @@ def grow_for(tree: Tree, chain: Chain, reward: Reward, budget: int, *, batch: in
     """Let a tree grow until it has spent `budget` evaluations, those of before included.
 
     At most `batch` rollouts at once, and no more than there are evaluations for; the last may spend
-    less than one whole run too many.
+    less than one whole rollout too many.
     """
+    candidates = tree.rules.candidates
     while tree.evaluations < budget:
-        left = (budget - tree.evaluations) // chain.table.nfe
+        left = (budget - tree.evaluations) // (candidates * chain.cost(candidates > 1))
         many = max(1, min(batch, left))
         grow(tree, chain, reward, many, batch=many)
 
@@ -150,8 +154,11 @@ def rolled_out(tree: Tree, chain: Chain, reward: Reward, visits: list[Visit]) ->
         if level == 0:
             states = chain.begin(seeds)
         else:
-            above = [tree.nodes[parent].state for parent in fresh.values()]
-            states = chain.move(joined([s for s in above if s is not None]), level - 1, seeds)
+            above = joined([known_state(tree.nodes[parent]) for parent in fresh.values()])
+            if tree.rules.candidates == 1:
+                states = chain.move(above, level - 1, seeds)
+            else:
+                states = looking_ahead(tree, chain, reward, above, level - 1, list(fresh), seeds)
         for i, at in enumerate(fresh):
             tree.nodes[at].state = states.take([i])
     ends = [visit.path[-1] for visit in visits]
@@ -163,6 +170,28 @@ def rolled_out(tree: Tree, chain: Chain, reward: Reward, visits: list[Visit]) ->
     return [tree.nodes[at].value for at in ends]
 
 
+def looking_ahead(
+    tree: Tree,
+    chain: Chain,
+    reward: Reward,
+    above: State,
+    level: int,
+    fresh: Sequence[int],
+    seeds: Sequence[int],
+) -> State:
+    """The states of new nodes, each one of several candidates; with `log_ratio` in the nodes."""
+    rules = tree.rules
+    every = [child(seed, i) for seed in seeds for i in range(rules.candidates)]
+    if rules.select == "uct":
+        return best_children(chain, reward, above, level, every)[0]
+    gumbel = [np.random.default_rng(child(seed, -1)).gumbel(size=rules.candidates) for seed in seeds]
+    noise = np.stack(gumbel) / rules.scale
+    states, rewards, groups = best_children(chain, reward, above, level, every, noise)
+    for at, own, group in zip(fresh, rewards, groups, strict=True):
+        tree.nodes[at].log_ratio = rules.scale * (log_mean_exp(group, rules.scale) - float(own))
+    return states
+
+
 def back_up(tree: Tree, visit: Visit, found: float) -> None:
     """Change the values of all above the end of a way down."""
     if tree.rules.correction == "ipw":
@@ -170,7 +199,7 @@ def back_up(tree: Tree, visit: Visit, found: float) -> None:
         return
     for at in reversed(visit.path[:-1]):
         node = tree.nodes[at]
-        values = np.array([tree.nodes[c].value for c in node.children])
+        values = np.array([tree.nodes[c].worth(tree.rules.scale) for c in node.children])
         node.value = log_mean_exp(values[~np.isnan(values)], tree.rules.scale)
 
 
@@ -179,11 +208,13 @@ def back_up_corrected(tree: Tree, visit: Visit, found: float) -> None:
     scale, mixing = tree.rules.scale, tree.rules.mixing
     relative_to(tree, found)
     sample = math.exp(scale * (found - tree.offset))
-    tree.nodes[visit.path[-1]].weight = sample
+    end = tree.nodes[visit.path[-1]]
+    end.weight = sample * math.exp(end.log_ratio)
     steps = list(zip(visit.path, visit.path[1:], visit.chances, strict=False))
     for at, below, chance in reversed(steps):
         node, each = tree.nodes[at], tree.nodes[below]
         fresh = math.isnan(chance)
+        sample *= math.exp(each.log_ratio)
         if fresh:
             each.weight = sample
         known = [tree.nodes[c].weight for c in node.children]

@@ -31,6 +31,12 @@ class TreeRules:
     v + `explore` sqrt(log N / N of the child). `scale` is that of the reward in the law p(x0)
     e^(scale reward(x0)); infinite, values are maxima.
 
+    A rollout goes on from one of `candidates` at every level, by the reward of the x0 that is
+    predicted of them, as `svdd` does: so many times the evaluations, for rollouts that are far
+    better where a prediction tells of the end. "uct" takes the best; "boltzmann" draws one with
+    probabilities like e^(scale reward), and weighs it by p / q, the mean of these over its own, so
+    that means under the law stay what they are.
+
     Boltzmann trees visit lucky children again and unlucky ones never, so that their values are too
     low for a very long time. `correction` "ipw" chooses children with at least a share `mixing` of
     evenly, and weighs what is found by how likely it was to be looked at, which leaves values
@@ -44,6 +50,7 @@ class TreeRules:
     explore: float = 1.0
     correction: Correction = "none"
     mixing: float = 0.2
+    candidates: int = 1
 
     def __post_init__(self) -> None:
         if self.select not in get_args(Select) or self.correction not in get_args(Correction):
@@ -56,6 +63,10 @@ class TreeRules:
                 f"width {self.width} must be above 0, widening {self.widening} between 0 and 1, "
                 f"scale {self.scale} 0 or more"
             )
+        if self.candidates < 1:
+            raise ValueError(f"candidates are 1 or more, not {self.candidates}")
+        if self.candidates > 1 and self.select == "boltzmann" and not 0 < self.scale < math.inf:
+            raise ValueError("candidates of boltzmann are drawn at a finite scale above 0")
         if self.correction == "ipw" and (
             self.select != "boltzmann"
             or not (0 < self.mixing <= 1)
@@ -72,7 +83,8 @@ class TreeNode:
 
     `value` is (1 / scale) log of the mean of e^(scale reward) below it, `visits` how often a
     rollout came by, `weight` e^(scale value) as the correction knows it, relative to that of the
-    tree's offset. The root is on level -1 and has no state; leaves are on the last.
+    tree's offset. `log_ratio` is log p / q of a node that was drawn from among several by q and not
+    by p, the law of its level. The root is on level -1 and has no state; leaves are on the last.
     """
 
     level: int
@@ -81,7 +93,12 @@ class TreeNode:
     value: float = 0.0
     visits: int = 1
     weight: float = math.nan
+    log_ratio: float = 0.0
     children: list[int] = field(default_factory=list)
+
+    def worth(self, scale: float) -> float:
+        """The value that it has among the children of its parent."""
+        return self.value + self.log_ratio / scale if self.log_ratio else self.value
 
 
 @dataclass(eq=False)
@@ -108,7 +125,7 @@ class Tree:
     def log_probabilities(self) -> Float:
         """log P of each of `leaves` under `draw`.
 
-        Without a correction e^(scale (r - v of the root)) / prod |children|.
+        Without a correction e^(scale (r - v of the root)) prod (p / q) / |children|.
         """
         known = {0: 0.0}
         for i, node in enumerate(self.nodes):
@@ -125,7 +142,7 @@ class Tree:
         if self.rules.correction == "ipw":
             weights = np.array([max(node.weight, 0.0) for node in nodes])
             return weights / weights.sum() if weights.sum() > 0 else even(len(nodes))
-        values = np.array([node.value for node in nodes])
+        values = np.array([node.worth(self.rules.scale) for node in nodes])
         if math.isinf(self.rules.scale):
             best = values == values.max()
             return best / best.sum()

@@ -43,7 +43,8 @@ def test_every_driver_spends_its_budget(driver, tmp_path):
     options = ("--reward", "-30*brightness", "--budget", 24, "--count", 2, "--out", tmp_path)
     said = run("steer", driver, *options, *FEW)
     found = json.loads((tmp_path / "steered.json").read_text())
-    assert 15 <= found["evaluations"] <= 30
+    # A rollout of dts-star is four of the 4 evaluations.
+    assert 15 <= found["evaluations"] <= (32 if driver == "dts-star" else 30)
     assert len(found["rewards"]) == 2
     assert f"by {found['evaluations']} evaluations of the denoiser" in said
     assert found["network_calls"] == found["evaluations"]
@@ -122,7 +123,7 @@ def test_an_interrupted_tree_is_kept(tmp_path, monkeypatch):
         (("smc", "--reward", "json:nothing"), "no such function"),
         (
             ("smc", "--reward", "contrast", "--budget", "2"),
-            "not enough for 1 x 4: one run",
+            "not enough for 1 x 4: so many runs",
         ),
         (("smc", "--reward", "contrast", "--label", "10"), "label 10 is not one of the 10"),
         (("smc", "--reward", "contrast", "--guidance", "2"), "towards a class: give a label"),

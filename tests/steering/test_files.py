@@ -40,9 +40,12 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("made", [exact_chain, multistep_chain])
+@pytest.mark.parametrize("candidates", [1, 2])
 @pytest.mark.parametrize("correction", ["none", "ipw"])
-def test_a_tree_that_was_saved_goes_on_as_if_it_had_not_been(made, correction, tmp_path):
-    chain, rules = made(), TreeRules(correction=correction, scale=2.0)
+def test_a_tree_that_was_saved_goes_on_as_if_it_had_not_been(
+    made, correction, candidates, tmp_path
+):
+    chain, rules = made(), TreeRules(correction=correction, scale=2.0, candidates=candidates)
     whole, part = Tree(rules, 3), Tree(rules, 3)
     grow(whole, chain, reward, 40)
     grow(part, chain, reward, 25)

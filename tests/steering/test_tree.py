@@ -9,7 +9,7 @@ import pytest
 from fewstep.steering import Tree, TreeRules, draw, grow
 from fewstep.steering.weights import log_mean_exp
 
-from .chains import LOG_Z, exact_chain, reward
+from .chains import LOG_Z, TILT, exact_chain, reward
 
 
 def grown(iterations, chain=None, seed=0, batch=1, **rules):
@@ -52,6 +52,33 @@ def test_leaves_are_drawn_by_their_rewards_and_the_children_above_them(scale):
     mean = np.exp(logs) @ values
     deviation = np.sqrt(np.exp(logs) @ (values - mean) ** 2)
     assert drawn.mean() == pytest.approx(mean, abs=4 * deviation / 1000**0.5)
+
+
+@pytest.mark.parametrize(("candidates", "greatest"), [(2, 0.56419), (4, 1.02938)])
+def test_a_rollout_goes_on_from_the_best_of_candidates(candidates, greatest):
+    """x' = rho x + s z at every level with the greatest z of several; the same as children of svdd.
+
+    `greatest` is the mean of the maximum of so many standard normals.
+    """
+    chain, ends = exact_chain(5), []
+    for seed in range(25):
+        tree = grown(36, chain, seed, batch=36, select="uct", candidates=candidates)
+        assert tree.evaluations == 36 * 5 * candidates
+        ends += [tree.nodes[leaf].value / TILT for leaf in tree.leaves]
+    rho = chain.table.grid.alpha[:-1] / chain.table.grid.alpha[1:]
+    mean = 0.0
+    for each in rho:
+        mean = each * mean + np.sqrt(1 - each**2) * greatest
+    assert np.mean(ends) == pytest.approx(mean, abs=4 * np.std(ends) / len(ends) ** 0.5)
+    # What went on is in the tree, and what was predicted of it is not asked for again.
+    tree, lengths = Tree(TreeRules(select="uct", candidates=candidates, width=1.0, widening=0.5)), []
+    for _ in range(40):
+        before, nodes = tree.evaluations, len(tree.nodes)
+        grow(tree, chain, reward, 1)
+        new = len(tree.nodes) - nodes
+        assert tree.evaluations - before == candidates * (5 if new >= 5 else new - 1)
+        lengths.append(new)
+    assert {1, 2, 3, 4, 5, 6} <= {*lengths}
 
 
 def test_values_are_backed_up():
@@ -143,6 +170,39 @@ def fresh_seeds(tree, fresh):
     return [tree.seed * 1000 + at for at in fresh]
 
 
+@pytest.mark.parametrize("correction", ["none", "ipw"])
+def test_candidates_are_drawn_by_their_rewards_and_weighed_back(correction):
+    """The first rollouts, which nothing has guided, have the law's normaliser without bias.
+
+    The same probabilities of leaves follow, with p / q in them, and values vary less.
+    """
+    chain, found = exact_chain(5), {}
+    for candidates in (1, 4):
+        rules = TreeRules(candidates=candidates, correction=correction)
+        values = []
+        for seed in range(60):
+            tree = Tree(rules, seed)
+            grow(tree, chain, reward, 36, batch=36)
+            values.append(math.exp(tree.nodes[0].value - LOG_Z))
+        found[candidates] = np.array(values)
+        assert found[candidates].mean() == pytest.approx(
+            1, abs=4 * found[candidates].std() / 60**0.5
+        )
+    assert found[4].std() < found[1].std() / 1.5
+    grow(tree, chain, reward, 40)
+    logs = tree.log_probabilities()
+    assert np.exp(logs).sum() == pytest.approx(1, abs=1e-12)
+    if correction == "none":
+        for leaf, log in zip(tree.leaves, logs, strict=True):
+            expected, at = tree.nodes[leaf].value - tree.nodes[0].value, leaf
+            while at > 0:
+                parent = tree.nodes[at].parent
+                expected += tree.nodes[at].log_ratio - math.log(len(tree.nodes[parent].children))
+                at = parent
+            assert log == pytest.approx(expected, abs=1e-12)
+    assert len({round(node.log_ratio, 9) for node in tree.nodes}) > 50
+
+
 @pytest.mark.slow
 def test_the_documented_bias_and_its_correction():
     """Values at the root after 2000 rollouts, where 1.125 is right."""
@@ -165,6 +225,8 @@ def test_rules_are_checked():
         ({"select": "best"}, "boltzmann or uct"),
         ({"widening": 1.5}, "between 0 and 1"),
         ({"correction": "ipw", "select": "uct"}, "ipw is for boltzmann"),
+        ({"candidates": 2, "scale": math.inf}, "drawn at a finite scale"),
+        ({"candidates": 0, "select": "uct"}, "1 or more"),
         ({"correction": "ipw", "scale": math.inf}, "ipw is for boltzmann"),
     ):
         with pytest.raises(ValueError, match=match):
