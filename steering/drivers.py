@@ -50,7 +50,7 @@ def svdd(
     rng = np.random.default_rng(child(seed, -1))
     with chain.spent() as spent:
         state = chain.begin([child(seed, i) for i in range(count)])
-        rewards = np.zeros(0)
+        rewards: Float = np.zeros(0)
         for level in range(chain.depth):
             seeds = [child(seed, level, i) for i in range(count * children)]
             # The greatest of a sum with Gumbel's noise is a draw from the softmax.

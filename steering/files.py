@@ -22,7 +22,10 @@ from .tree import Tree, TreeNode, TreeRules
 
 FACTS = "facts"
 # What is known of each node besides its state.
-COLUMNS = {"level": int, "parent": int, "value": float, "visits": int, "weight": float, "log_ratio": float}
+COLUMNS = {
+    **{"level": int, "parent": int, "visits": int},
+    **{"value": float, "weight": float, "log_ratio": float},
+}
 
 
 def save_tree(tree: Tree, chain: Chain, path: str | Path, about: str = "") -> None:

@@ -184,8 +184,8 @@ def looking_ahead(
     every = [child(seed, i) for seed in seeds for i in range(rules.candidates)]
     if rules.select == "uct":
         return best_children(chain, reward, above, level, every)[0]
-    gumbel = [np.random.default_rng(child(seed, -1)).gumbel(size=rules.candidates) for seed in seeds]
-    noise = np.stack(gumbel) / rules.scale
+    rngs = [np.random.default_rng(child(seed, -1)) for seed in seeds]
+    noise = np.stack([rng.gumbel(size=rules.candidates) for rng in rngs]) / rules.scale
     states, rewards, groups = best_children(chain, reward, above, level, every, noise)
     for at, own, group in zip(fresh, rewards, groups, strict=True):
         tree.nodes[at].log_ratio = rules.scale * (log_mean_exp(group, rules.scale) - float(own))

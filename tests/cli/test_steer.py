@@ -95,7 +95,8 @@ def test_an_interrupted_tree_is_kept(tmp_path, monkeypatch):
 
         def reward(images):
             calls.append(1)
-            if len(calls) == 3:
+            # Each of two levels is looked at, and what comes out of it.
+            if len(calls) == 7:
                 raise KeyboardInterrupt
             return images.mean((1, 2, 3))
 

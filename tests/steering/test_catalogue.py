@@ -21,8 +21,10 @@ def test_a_budget_is_spent_and_all_are_better_than_chance(name, count):
     assert found.x.shape == (count, 1)
     assert found.weights.tolist() == pytest.approx([1 / count] * count)
     np.testing.assert_allclose(found.rewards, TILT * found.x[:, 0].numpy())
-    assert 190 <= found.evaluations <= 205
-    assert found.rewards.max() > 0.5
+    # A rollout of dts is two runs, of dts-star four.
+    assert 190 <= found.evaluations < 200 + {"dts": 10, "dts-star": 20}.get(name, 1)
+    runs = [DRIVERS[name].run(chain, reward, 200, count=count, seed=s) for s in range(5, 13)]
+    assert np.mean([run.rewards.max() for run in runs]) > 1
     again = DRIVERS[name].run(exact_chain(5), reward, 200, count=count, seed=4)
     assert (again.x == found.x).all()
     with pytest.raises(ValueError, match="not enough for"):

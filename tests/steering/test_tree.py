@@ -71,7 +71,8 @@ def test_a_rollout_goes_on_from_the_best_of_candidates(candidates, greatest):
         mean = each * mean + np.sqrt(1 - each**2) * greatest
     assert np.mean(ends) == pytest.approx(mean, abs=4 * np.std(ends) / len(ends) ** 0.5)
     # What went on is in the tree, and what was predicted of it is not asked for again.
-    tree, lengths = Tree(TreeRules(select="uct", candidates=candidates, width=1.0, widening=0.5)), []
+    rules = TreeRules(select="uct", candidates=candidates, width=1.0, widening=0.5)
+    tree, lengths = Tree(rules), []
     for _ in range(40):
         before, nodes = tree.evaluations, len(tree.nodes)
         grow(tree, chain, reward, 1)
