@@ -1,16 +1,16 @@
 """What drivers reach for how many evaluations: the bundled digits without labels, towards a class.
 
 python benchmarks/steering.py RUNS --reward runs/other [--classes 0,1,..,9] [--seeds 1]
-    [--budgets 100,300,1000,3000,10000] [--solver ddpm] [--steps 50] [--levels 0,10,20,30,40]
+    [--budgets 100,300,1000,3000,10000] [--solver ddpm] [--steps 50] [--levels 14,20,26,32,40]
     [--scale 1] [--search-scale 10] [--draws 500] [--out FILE.md]
 
 The reward is the log-probability of a digit under a classifier that evaluations do not use, made by
-`fewstep train mnist-classifier --set architecture=lenet --set seed=1 --out runs/other`. For every
-class and seed each driver spends each budget: the best reward that it found and the mean of what it
-would return are kept. Trees and best-of-N grow on from budget to budget. Of SMC and DTS samples are
-drawn at the largest budget, and their Frechet distance to the real digits of the class is taken in
-the features of the bundled classifier. Each part is kept in RUNS, so that a call that was stopped
-goes on.
+`fewstep train mnist-classifier --set architecture=lenet --set seed=1 --set label_smoothing=0 --out
+runs/other`. Levels are where it is decided what digit it will be. For every class and seed each
+driver spends each budget: the best reward that it found and the mean of what it would return are
+kept. Trees and best-of-N grow on from budget to budget. Of SMC and DTS samples are drawn at the
+largest budget, and their Frechet distance to the real digits of the class is taken in the features
+of the bundled classifier. Each part is kept in RUNS, so that a call that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def one_part(
     path = given.runs / f"{name}-{digit}-{seed}.npz"
     scale = given.search_scale if name == "dts-star" else given.scale
     said = [given.budgets, given.solver, given.steps, given.levels, scale, given.draws, TOGETHER]
-    key = digest(said, given.weights)
+    rules = DRIVERS[name].rules
+    key = digest(said, given.weights, repr(rules(scale)) if rules else name)
     kept = read_arrays(path, key)
     if kept is not None:
         return kept
@@ -285,7 +286,7 @@ def main() -> None:
     parser.add_argument("--drivers", default=",".join(DRIVERS))
     parser.add_argument("--solver", default="ddpm")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--levels", type=numbers, default=[0, 10, 20, 30, 40])
+    parser.add_argument("--levels", type=numbers, default=[14, 20, 26, 32, 40])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--search-scale", type=float, default=10.0)
     parser.add_argument("--draws", type=int, default=500)
