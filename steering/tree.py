@@ -82,9 +82,10 @@ class TreeNode:
     """A state on some level, and what is known of what comes of it.
 
     `value` is (1 / scale) log of the mean of e^(scale reward) below it, `visits` how often a
-    rollout came by, `weight` e^(scale value) as the correction knows it, relative to that of the
-    tree's offset. `log_ratio` is log p / q of a node that was drawn from among several by q and not
-    by p, the law of its level. The root is on level -1 and has no state; leaves are on the last.
+    rollout came by. `log_ratio` is log p / q of a node that was drawn from among several by q and
+    not by p, the law of its level. `weight` is p / q e^(scale value) as the correction knows it,
+    relative to that of the tree's offset. The root is on level -1 and has no state; leaves are on
+    the last.
     """
 
     level: int

@@ -70,13 +70,14 @@ def ensemble(
     if mode != "oracle" and router is None:
         raise ValueError(f"ensemble: {mode} needs a router")
     count = len(experts)
-    if restart and (mode not in CHANGING or top > 1):
-        raise ValueError(f"ensemble: samples of {mode} have no one expert to restart at")
     if not 1 <= top <= count or not 0 < mass <= 1:
         raise ValueError(f"ensemble: top is 1 to {count} and mass above 0 and at most 1")
-    for word, given in (("top", top > 1), ("margin", margin != 0)):
-        if given and mode != "top":
-            raise ValueError(f"ensemble: {word} is for top, and does nothing for {mode}")
+    if top > 1 and mode != "top":
+        raise ValueError(f"ensemble: top is for top, and does nothing for {mode}")
+    if restart and (mode not in CHANGING or top > 1):
+        raise ValueError(f"ensemble: samples of {mode} have no one expert to restart at")
+    if margin and (mode != "top" or top > 1):
+        raise ValueError(f"ensemble: margin is for one expert of top, not for {top} of {mode}")
 
     def rule(ask: Ask) -> Tensor:
         if mode == "oracle" or router is None:

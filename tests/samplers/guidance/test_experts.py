@@ -217,7 +217,9 @@ def test_what_is_wrong_is_said():
         ({"mode": "oracle"}, "a choice for each of 7"),
         ({"router": None}, "full needs a router"),
         ({"mode": "gumbel"}, "0 seeds for 7 samples"),
-        ({"mode": "gumbel", "margin": 0.1}, "margin is for top"),
+        ({"mode": "gumbel", "margin": 0.1}, "margin is for one expert of top"),
+        ({"mode": "top", "top": 2, "margin": 0.1}, "margin is for one expert of top"),
+        ({"mode": "top", "top": 2, "restart": True}, "no one expert to restart at"),
         ({"mode": "nucleus", "top": 2}, "top is for top"),
         ({"router": lambda x, node: torch.ones(len(x), 2)}, r"gives \[7, 3\], not \[7, 2\]"),
     ):
