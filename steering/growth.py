@@ -208,8 +208,6 @@ def back_up_corrected(tree: Tree, visit: Visit, found: float) -> None:
     scale, mixing = tree.rules.scale, tree.rules.mixing
     relative_to(tree, found)
     sample = math.exp(scale * (found - tree.offset))
-    end = tree.nodes[visit.path[-1]]
-    end.weight = sample * math.exp(end.log_ratio)
     steps = list(zip(visit.path, visit.path[1:], visit.chances, strict=False))
     for at, below, chance in reversed(steps):
         node, each = tree.nodes[at], tree.nodes[below]

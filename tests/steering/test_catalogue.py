@@ -94,3 +94,6 @@ def test_rollouts_at_once_do_not_overspend():
     tree, chain = Tree(TreeRules(), 0), exact_chain(5)
     grow_for(tree, chain, reward, 52, batch=64)
     assert 52 <= tree.evaluations < 57
+    tree = Tree(dts_star_rules(1.0), 0)
+    grow_for(tree, chain, reward, 105, batch=64)
+    assert 105 <= tree.evaluations < 125
