@@ -222,8 +222,8 @@ def report(
     plot(given.out.with_suffix(".png"), spent, best)
     said = [
         f"the reward is log p(class) by another classifier; {given.solver} at {given.steps} steps, "
-        f"levels {listed(given.levels)}; classes {listed(given.classes)}, {given.seeds} seeds "
-        f"each: means and standard errors over these {len(cells)}",
+        f"levels {listed(given.levels)}; classes {listed(given.classes)}, seeds: {given.seeds} "
+        f"each; means and standard errors over these {len(cells)}",
         f"scale {given.scale:g}, of dts-star {given.search_scale:g}; at most {TOGETHER} rollouts "
         "of a tree at once",
         f"`python benchmarks/steering.py RUNS --reward {given.reward.name} --classes "
@@ -258,6 +258,7 @@ def plot(
         axes.errorbar(spent[name], middle, error, marker="o", capsize=2, label=name)
     axes.set(xscale="log", xlabel="network evaluations per image", ylabel="best log p(class)")
     axes.set_yscale("symlog", linthresh=1e-6)
+    axes.set_ylim(top=5e-7)
     axes.legend()
     axes.grid(alpha=0.3)
     save_figure(figure, path)
