@@ -122,11 +122,8 @@ def perfect(images: torch.Tensor, parts: Labels) -> dict[str, Make]:
     own = [images[parts.labels == k] for k in range(4)]
 
     def router(x: torch.Tensor, node: Node) -> torch.Tensor:
-        def evidence(data: torch.Tensor) -> torch.Tensor:
-            apart = torch.cdist(x.flatten(1).double(), node.alpha * data.flatten(1).double())
-            return (-apart.square() / (2 * node.sigma**2)).logsumexp(1)
-
-        return torch.stack([evidence(each) for each in own], 1).softmax(1)
+        evidence = [exact.log_likelihoods(x, node, data).logsumexp(1) for data in own]
+        return torch.stack(evidence, 1).softmax(1)
 
     whole, each = exact.empirical(images), [exact.empirical(data) for data in own]
     return ways(lambda size: whole, lambda size: each, router, parts.shares)
@@ -172,7 +169,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--images", type=int, default=5000, help="of the monolith and top-1")
+    parser.add_argument("--images", type=int, default=5000, help=f"of {', '.join(SHOWN)}")
     parser.add_argument("--others", type=int, default=1000, help="of all ways")
     parser.add_argument("--solver", default="unipc-3")
     parser.add_argument("--nfe", type=int, default=10)

@@ -119,6 +119,15 @@ def gaussian(mean: ArrayLike, cov: ArrayLike | None = None, std: float | None = 
     return mixture(np.atleast_1d(np.asarray(mean, dtype=np.float64))[None], cov=cov, std=std)
 
 
+def log_likelihoods(x: Tensor, node: Node, data: Tensor) -> Tensor:
+    """log p(x | x0 = data_j) up to a constant, -|x - alpha data_j|^2 / (2 sigma^2), float64 [B, M].
+
+    `x` [B, ...] and `data` [M, ...] have as many entries each.
+    """
+    flat, rows = (item.reshape(len(item), -1).double() for item in (x, data))
+    return -torch.cdist(flat, node.alpha * rows).square() / (2 * node.sigma**2)
+
+
 def empirical(data: Tensor, chunk: int = 2048) -> Callable[[Tensor, Node], Tensor]:
     """E[x0 | x] when x0 is one of the rows of `data` [M, ...], each equally likely.
 
@@ -132,7 +141,7 @@ def empirical(data: Tensor, chunk: int = 2048) -> Callable[[Tensor, Node], Tenso
         top = torch.full((len(x), 1), -torch.inf, dtype=torch.float64, device=x.device)
         total, mean = torch.zeros_like(top), torch.zeros_like(flat)
         for part in rows.to(x.device).split(chunk):
-            score = -torch.cdist(flat, node.alpha * part).square() / (2 * node.sigma**2)
+            score = log_likelihoods(flat, node, part)
             # A running maximum keeps the exponentials in range over the chunks.
             new = torch.maximum(top, score.max(1, keepdim=True).values)
             fade, weight = (top - new).exp(), (score - new).exp()

@@ -47,8 +47,9 @@ def ensemble(
       its expert unless another's r is greater by more than `margin`. In noise the greatest is that
       of a large part for almost all samples, which then have too much of it.
     - "gumbel": the one of the greatest r_k / e_k, with e_k exponential and drawn once for each
-      sample. At any node that is a draw from r, so that small parts come as often as they should,
-      and a sample changes its expert only as r changes.
+      sample: the Gumbel-max trick with noise that stays. At any node that is a draw from r, so
+      that small parts come as often as they should, and a sample changes its expert only as r
+      changes.
     - "nucleus": the fewest that have at least `mass` together.
     - "sample": one at every node, drawn from r by itself; "sample-once": at the first node, for the
       whole run.
